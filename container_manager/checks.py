@@ -1,0 +1,48 @@
+"""Django system checks: settings, deployment, and whether the guard stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.checks import CheckMessage, Error, Warning
+from django.db import connections
+
+from container_manager import conf, db_guard, retries
+from container_manager.models.base import guarded_tables
+
+
+def settings_are_valid(**_: Any) -> list[CheckMessage]:
+    """container_manager.E001: one error for each mistake in CONTAINER_MANAGER."""
+    values, problems = conf.read(getattr(django_settings, "CONTAINER_MANAGER", {}))
+    for name, policy in values.RETRY_POLICIES.items():
+        try:
+            retries.read_policy(policy)
+        except retries.PolicyError as error:
+            problems.append(f"CONTAINER_MANAGER['RETRY_POLICIES'][{name!r}]: {error}")
+    return [Error(problem, id="container_manager.E001") for problem in problems]
+
+
+def deployment_is_safe(**_: Any) -> list[CheckMessage]:
+    """container_manager.W001: local processes are on in production."""
+    on = any("process" in alias for alias in conf.executors())
+    if django_settings.DEBUG or not on:
+        return []
+    message = "PROCESS_EXECUTOR is on: jobs run unconfined on the worker's machine."
+    return [Warning(message, id="container_manager.W001")]
+
+
+def guard_is_installed(
+    *, databases: Sequence[str] | None = None, **_: Any
+) -> list[CheckMessage]:
+    """container_manager.E002: a trigger or function of the guard is missing or changed."""
+    return [
+        Error(
+            f"Database {alias!r}: {line}",
+            hint="Run `manage.py migrate`: it compares and installs the guard.",
+            id="container_manager.E002",
+        )
+        for alias in databases or ()
+        for line in db_guard.differences(connections[alias], guarded_tables())
+    ]

@@ -1,0 +1,193 @@
+"""The app's settings: one `CONTAINER_MANAGER` dict, typed, read when asked for.
+
+    from container_manager.conf import settings
+    settings.LEASE_SECONDS
+
+A value may be given as text (from the environment); it is read as the key's type says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+
+
+def _positive(value: float) -> str:
+    return "" if value > 0 else "must be greater than 0"
+
+
+def _not_negative(value: float) -> str:
+    return "" if value >= 0 else "must not be negative"
+
+
+def _anything(_value: object) -> str:
+    return ""
+
+
+def _key(
+    default: Any, doc: str, check: Callable[[Any], str] = _anything, kind: type | None = None
+) -> Any:
+    metadata = {"doc": doc, "check": check, "kind": kind or type(default)}
+    return field(default_factory=lambda: default, metadata=metadata)
+
+
+_EXECUTORS = {
+    "docker": {"class": "container_manager.executors.docker.DockerExecutor", "options": {}},
+    "process": {"class": "container_manager.executors.process.ProcessExecutor", "options": {}},
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every key with its default, its meaning and what is a valid value."""
+
+    INSTANCE_ID: str = _key(
+        "", "Name of this installation in the labels of its containers; made up when empty."
+    )
+    EXECUTORS: dict[str, Any] = _key(
+        _EXECUTORS, "Alias to `class` (dotted path) and `options` (keyword arguments)."
+    )
+    PROCESS_EXECUTOR: bool | None = _key(
+        None, "Run jobs as local processes; unset means: only while DEBUG is on.", kind=bool
+    )
+    CONCURRENCY: int = _key(
+        2 * (os.cpu_count() or 2), "Jobs that one worker runs at once.", _positive
+    )
+    CLAIM_BATCH: int = _key(100, "Jobs that one claim takes at most.", _positive)
+    POLL_SECONDS: float = _key(
+        1.0, "How often an idle worker looks for work (PostgreSQL also wakes it).", _positive
+    )
+    SQLITE_POLL_SECONDS: float = _key(
+        0.2, "The same on SQLite, which cannot wake a worker.", _positive
+    )
+    REQUEST_POLL_SECONDS: float = _key(
+        0.5, "How often a worker looks for kill and cancel requests.", _positive
+    )
+    FLUSH_SECONDS: float = _key(
+        0.005, "How long ends and log chunks gather before they are written.", _not_negative
+    )
+    LOG_FLUSH_SECONDS: float = _key(0.5, "How far a running job's log may be behind.", _positive)
+    LEASE_SECONDS: float = _key(
+        30.0, "A worker whose beat stood still for so long is taken for dead.", _positive
+    )
+    LOST_AFTER_SECONDS: float | None = _key(
+        None,
+        "Give up a job whose engine stays unreachable for so long; unset means never.",
+        _positive,
+        kind=float,
+    )
+    MAX_INFRA_RETRIES: int = _key(
+        3, "Failures of the machinery in a row before a job is `poison`.", _not_negative
+    )
+    RETRY_POLICIES: dict[str, Any] = _key({}, "Named retry policies beside the built-in ones.")
+    LOG_CAP_BYTES: int = _key(
+        16 * 1024 * 1024,
+        "Output kept of one attempt, per stream: half from its head, half from its tail.",
+        _positive,
+    )
+    UPKEEP_SECONDS: float = _key(
+        1.0, "How often retries that are due and waits that are too long are looked for.", _positive
+    )
+    DRAIN_SECONDS: float = _key(
+        30.0, "How long a stopping worker waits for what it must still write.", _positive
+    )
+
+
+class LazySettings:
+    """Reads CONTAINER_MANAGER at the first use, and again after `reload`."""
+
+    def __init__(self) -> None:
+        self._loaded: Settings | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.load(), name)
+
+    def load(self) -> Settings:
+        if self._loaded is None:
+            given = getattr(django_settings, "CONTAINER_MANAGER", {})
+            values, problems = read(given)
+            if problems:
+                raise ImproperlyConfigured("; ".join(problems))
+            self._loaded = values
+        return self._loaded
+
+    def reload(self) -> None:
+        self._loaded = None
+
+
+settings = LazySettings()
+
+
+def keys() -> dict[str, Any]:
+    """Name of each key to its dataclass field."""
+    return {key.name: key for key in fields(Settings)}
+
+
+def read(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
+    """The typed settings and one line for each mistake in `given`."""
+    known, values, problems = keys(), {}, []
+    for name, raw in given.items():
+        if name not in known:
+            problems.append(f"CONTAINER_MANAGER[{name!r}]: no such key")
+            continue
+        value, problem = _value_of(known[name], raw)
+        if problem:
+            problems.append(f"CONTAINER_MANAGER[{name!r}]: {problem}")
+        else:
+            values[name] = value
+    result = Settings(**values)
+    return result, problems + _across(result)
+
+
+def _value_of(key: Any, raw: Any) -> tuple[Any, str]:
+    if raw is None and key.default_factory() is None:
+        return None, ""
+    try:
+        value = _convert(raw, key.metadata["kind"])
+    except (ValueError, TypeError):
+        return None, f"{raw!r} is not a valid {key.metadata['kind'].__name__}"
+    return value, key.metadata["check"](value)
+
+
+def _convert(raw: Any, kind: type) -> Any:
+    if kind is dict and isinstance(raw, str):
+        raw = json.loads(raw)
+    if kind is bool and isinstance(raw, str):
+        return {"1": True, "true": True, "on": True, "yes": True}.get(raw.lower(), False)
+    if kind in (int, float) and isinstance(raw, bool):
+        raise TypeError
+    if kind in (str, dict, bool):
+        if not isinstance(raw, kind):
+            raise TypeError
+        return raw
+    return kind(raw)
+
+
+def _across(values: Settings) -> list[str]:
+    problems = [
+        f"CONTAINER_MANAGER['EXECUTORS'][{alias!r}]: needs a dict with `class` and `options`"
+        for alias, entry in values.EXECUTORS.items()
+        if not isinstance(entry, dict) or not isinstance(entry.get("class"), str)
+    ]
+    if values.LEASE_SECONDS < 3 * values.REQUEST_POLL_SECONDS:
+        problems.append(
+            "CONTAINER_MANAGER['LEASE_SECONDS']: must be at least three times REQUEST_POLL_SECONDS"
+        )
+    return problems
+
+
+def executors() -> dict[str, dict[str, Any]]:
+    """The executors that may be used here: alias to class path and options."""
+    allowed = settings.PROCESS_EXECUTOR
+    with_process = django_settings.DEBUG if allowed is None else allowed
+    return {
+        alias: entry
+        for alias, entry in settings.EXECUTORS.items()
+        if with_process or not entry["class"].endswith(".ProcessExecutor")
+    }

@@ -1,0 +1,81 @@
+"""When the guard is installed, and when it must step aside.
+
+A migration installs it and `post_migrate` compares it again. Two kinds of migration cannot run
+while it stands, so `migrate` lifts it for their time: any rebuild of a table on SQLite, where a
+trigger that names a table stops the rebuild, and a new type of a column that a trigger of
+PostgreSQL names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import connections, migrations, transaction
+from django.db.migrations.operations.base import Operation
+
+from container_manager import db_guard
+from container_manager.models.base import guarded_models, guarded_tables
+
+_suspended: set[str] = set()
+"""Aliases of databases on which `migrate` lifted the guard and will put it back."""
+
+
+def before_migrate(*, using: str, plan: Any = (), **_: Any) -> None:
+    """Lift the guard if this plan cannot run with it."""
+    connection = connections[using]
+    operations = [
+        operation
+        for migration, _backwards in plan
+        if migration.app_label in {model._meta.app_label for model in guarded_models()}
+        for operation in migration.operations
+    ]
+    if any(_is_stopped_by_guard(connection, operation) for operation in operations):
+        db_guard.uninstall(connection)
+        _suspended.add(using)
+
+
+def after_migrate(*, using: str, **_: Any) -> None:
+    """Install the guard where it is missing or differs."""
+    _suspended.discard(using)
+    db_guard.install(connections[using], guarded_tables())
+
+
+def _is_stopped_by_guard(connection: Any, operation: Operation) -> bool:
+    if connection.vendor == "sqlite":
+        return True
+    return (
+        isinstance(operation, migrations.AlterField)
+        and operation.model_name_lower in {model._meta.model_name for model in guarded_models()}
+        and operation.name in {"id", "version", "status", "state"}
+    )
+
+
+def install_in_migration(_apps: Any, schema_editor: Any) -> None:
+    """For RunPython: install the guard, unless `migrate` does so when all migrations have run."""
+    connection = schema_editor.connection
+    if connection.alias not in _suspended:
+        db_guard.install(connection, guarded_tables())
+
+
+def remove_in_migration(_apps: Any, schema_editor: Any) -> None:
+    """For RunPython: the way back."""
+    db_guard.uninstall(schema_editor.connection)
+
+
+def lifted(using: str) -> Any:
+    """A transaction in which the guard is down; it stands again when the transaction ends."""
+    return _Lifted(using)
+
+
+class _Lifted(transaction.Atomic):
+    def __init__(self, using: str) -> None:
+        super().__init__(using, savepoint=True, durable=False)
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        db_guard.uninstall(connections[self.using])
+
+    def __exit__(self, *exc_info: Any) -> None:
+        if exc_info[0] is None:
+            db_guard.install(connections[self.using], guarded_tables())
+        super().__exit__(*exc_info)

@@ -1,0 +1,24 @@
+"""The tables, their transitions and their queries.
+
+Rule of this package: a model changes its own row; what concerns several tables at once is a verb of
+`lifecycle`.
+"""
+
+from container_manager.models.attempt import JobAttempt
+from container_manager.models.base import acting_as
+from container_manager.models.history import StateHistory
+from container_manager.models.job import ContainerJob
+from container_manager.models.logs import JobLog
+from container_manager.models.queue import Queue
+from container_manager.models.worker import Installation, Worker
+
+__all__ = [
+    "ContainerJob",
+    "Installation",
+    "JobAttempt",
+    "JobLog",
+    "Queue",
+    "StateHistory",
+    "Worker",
+    "acting_as",
+]

@@ -1,0 +1,162 @@
+"""What a field of a job may hold. Every message names what is allowed."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from typing import Any
+
+from django.core.exceptions import ValidationError
+
+from container_manager import conf, retries
+
+MAX_COMMAND_BYTES = 128 * 1024
+MAX_ENVIRONMENT_VARIABLES = 1_000
+MAX_ENVIRONMENT_BYTES = 128 * 1024
+MAX_CPU, MAX_MEMORY_MB, MAX_PIDS = 1_024.0, 16 * 1024 * 1024, 1_000_000
+MAX_SECONDS = 366 * 24 * 3600
+RESERVED_PREFIX = "CM_"
+
+# The grammar of an image reference: [host[:port]/]path[:tag][@digest].
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.?)+(?::[0-9]{1,5})?"
+_IMAGE = re.compile(
+    rf"(?:{_HOST}/)?{_COMPONENT}(?:/{_COMPONENT})*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
+)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_./-]{0,126}[A-Za-z0-9])?")
+
+
+def refuse(message: str) -> None:
+    raise ValidationError(message, code="invalid")
+
+
+def plain_text(value: Any) -> None:
+    """A string without NUL characters and lone surrogates: no database can keep those."""
+    if not isinstance(value, str):
+        refuse("Must be a string.")
+    if "\x00" in value:
+        refuse("Must not contain NUL characters.")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        refuse("Must not contain lone surrogates.")
+
+
+def name(value: Any) -> None:
+    plain_text(value)
+    if not value.strip():
+        refuse("Must not be blank.")
+    if any(character in value for character in "\r\n"):
+        refuse("Must be one line.")
+
+
+def image(value: Any) -> None:
+    plain_text(value)
+    if value and (len(value) > 255 or not _IMAGE.fullmatch(value)):
+        refuse(f"{value[:80]!r} is not an image reference such as busybox:latest.")
+
+
+def command(value: Any) -> None:
+    if not isinstance(value, list) or not value:
+        refuse("Must be a list of at least one string.")
+    for item in value:
+        plain_text(item)
+    if not value[0]:
+        refuse("The first item, the program, must not be empty.")
+    if sum(len(item.encode()) + 1 for item in value) > MAX_COMMAND_BYTES:
+        refuse(f"Must not be longer than {MAX_COMMAND_BYTES} bytes in all.")
+
+
+def split_command(value: Any) -> Any:
+    """A plain string becomes a list, split as a shell would. Raises ValidationError."""
+    if not isinstance(value, str):
+        return value
+    plain_text(value)
+    try:
+        return shlex.split(value)
+    except ValueError as error:
+        raise ValidationError(f"Cannot be split as a shell would: {error}.") from error
+
+
+def working_dir(value: Any) -> None:
+    plain_text(value)
+    if value and not value.startswith("/"):
+        refuse("Must be an absolute path.")
+
+
+def environment(value: Any) -> None:
+    _object_of_strings(value)
+    for variable in value:
+        if not _VARIABLE.fullmatch(variable):
+            refuse(f"{variable[:80]!r} is not a variable name (letters, digits, underscore).")
+        if variable.startswith(RESERVED_PREFIX):
+            refuse(f"{variable!r}: names that begin with {RESERVED_PREFIX} are reserved.")
+    if len(value) > MAX_ENVIRONMENT_VARIABLES:
+        refuse(f"Must not have more than {MAX_ENVIRONMENT_VARIABLES} variables.")
+    if sum(len(key) + len(text.encode()) for key, text in value.items()) > MAX_ENVIRONMENT_BYTES:
+        refuse(f"Must not be longer than {MAX_ENVIRONMENT_BYTES} bytes in all.")
+
+
+def labels(value: Any) -> None:
+    _object_of_strings(value)
+    for label in value:
+        if not _LABEL.fullmatch(label):
+            refuse(f"{label[:80]!r} is not a label name (letters, digits, . _ / -).")
+
+
+def _object_of_strings(value: Any) -> None:
+    if not isinstance(value, dict):
+        refuse("Must be an object of strings.")
+    for key, text in value.items():
+        plain_text(key)
+        plain_text(text)
+
+
+def queue_name(value: Any) -> None:
+    plain_text(value)
+    if not _QUEUE.fullmatch(value):
+        refuse(f"{value[:80]!r} is not a queue name (letters, digits, . _ -).")
+
+
+def network(value: Any) -> None:
+    plain_text(value)
+    if not _QUEUE.fullmatch(value) or value.startswith("container") or value == "host":
+        refuse(f"{value[:80]!r} is not allowed: `none`, or the name of an engine's network.")
+
+
+def executor(value: Any) -> None:
+    plain_text(value)
+    known = sorted(conf.executors())
+    if value and value not in known:
+        refuse(f"{value[:80]!r} is not a known executor: {', '.join(known)}, or empty for any.")
+
+
+def retry_policy(value: Any) -> None:
+    try:
+        retries.read_policy(value, conf.settings.RETRY_POLICIES)
+    except retries.PolicyError as error:
+        raise ValidationError(str(error), code="invalid") from error
+
+
+class InRange:
+    """A finite number from `low` to `high`."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    def __call__(self, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            refuse("Must be a number.")
+        if not math.isfinite(value) or not self.low <= value <= self.high:
+            refuse(f"Must be from {self.low:g} to {self.high:g}.")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, InRange) and (self.low, self.high) == (other.low, other.high)
+
+    def __hash__(self) -> int:
+        return hash((self.low, self.high))
+
+    def deconstruct(self) -> tuple[str, list[Any], dict[str, Any]]:
+        return "container_manager.models.validators.InRange", [self.low, self.high], {}
