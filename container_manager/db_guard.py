@@ -502,7 +502,7 @@ WHERE n.nspname = %(schema)s AND p.proname LIKE %(names)s AND p.pronargs = 0
 """
 
 _PG_STORED = """
-SELECT t.tgname, t.tgenabled || ' ' || coalesce(split_part(d.description, ' ', 1), '') ||
+SELECT t.tgname, t.tgenabled::text || ' ' || coalesce(split_part(d.description, ' ', 1), '') ||
   CASE WHEN split_part(d.description, ' ', 2) = md5(pg_get_triggerdef(t.oid))
     THEN ' intact' ELSE ' changed' END
 FROM pg_trigger t

@@ -14,7 +14,6 @@ Jobs are `/bin/sh -c` scripts that run alike on the host and in a busybox contai
 
 from __future__ import annotations
 
-import random
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,7 +108,7 @@ def reason_of(executor: Executor, spec: JobSpec) -> Reason | None:
 
 def a_number_like_no_other() -> str:
     """Seconds for a `sleep` that can be told from everybody else's in the process list."""
-    return str(random.randint(10**8, 10**9))
+    return str(10**8 + uuid.uuid4().int % 10**9)
 
 
 def processes_with(argument: str) -> list[int]:
