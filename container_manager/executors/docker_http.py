@@ -142,41 +142,37 @@ class EngineStream:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._head = b""
+        self._rest = b""
         self.status: int | None = None
 
     def read(self, seconds: float) -> bytes | None:
         """The next bytes of the body, b"" at its end, None when nothing came in that time."""
-        if self.status is not None:
-            return self._take_rest() or self._receive(seconds)
-        data = self._receive(seconds)
-        if data == b"":
-            raise EngineUnavailable("The engine closed the connection before it answered.")
-        self._head += data or b""
-        return self._parse_head()
+        if self.status is None and not self._receive_head(seconds):
+            return None
+        if self._rest:
+            rest, self._rest = self._rest, b""
+            return rest
+        return self._receive(seconds)
 
     def wait_for_head(self, seconds: float) -> int:
         """The status; for streams whose body may stay silent for long."""
         while self.status is None:
-            data = self.read(seconds)
-            if self.status is None and data is None and not self._head:
+            if not self._receive_head(seconds):
                 raise EngineUnavailable(f"The engine did not answer within {seconds:g} seconds.")
-            self._head = data or self._head
         return self.status
 
     def close(self) -> None:
         self._sock.close()
 
-    def _parse_head(self) -> bytes | None:
-        head, end, rest = self._head.partition(_END_OF_HEAD)
-        if not end:
-            return None
-        self.status = int(head.split(None, 2)[1])
-        self._head = b""
-        return rest or None
-
-    def _take_rest(self) -> bytes:
-        rest, self._head = self._head, b""
-        return rest
+    def _receive_head(self, seconds: float) -> bool:
+        data = self._receive(seconds)
+        if data == b"":
+            raise EngineUnavailable("The engine closed the connection before it answered.")
+        self._head += data or b""
+        head, end, self._rest = self._head.partition(_END_OF_HEAD)
+        if end:
+            self.status = int(head.split(None, 2)[1])
+        return data is not None
 
     def _receive(self, seconds: float) -> bytes | None:
         self._sock.settimeout(max(seconds, 0.001))

@@ -44,7 +44,9 @@ SMALLEST_MEMORY_LIMIT_MB = 16
 """The limit is set on the supervisor for the moment of the launch, and it must fit in itself."""
 PR_SET_CHILD_SUBREAPER = 36
 RESCAN_SECONDS = 0.01
+SPACE_SECONDS = 0.2
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 
 Records = dict[str, Any]
 
@@ -60,11 +62,11 @@ def append(journal: int, what: str, details: Any) -> None:
 
 
 def read_journal(journal: int) -> Records:
-    """What happened, by kind; the first of a kind counts, of stop requests the earliest deadline."""
+    """What happened, by kind: the first line of a kind, of stop requests the earliest deadline."""
     records: Records = {}
-    for line in os.pread(journal, os.fstat(journal).st_size, 0).splitlines():
+    for line in os.pread(journal, os.fstat(journal).st_size, 0).split(b"\n"):
         with contextlib.suppress(ValueError):
-            what, details = json.loads(line or b"0") or ("", None)
+            what, details = json.loads(line)
             records[what] = _merged(what, records.get(what), details)
     return records
 
@@ -110,6 +112,14 @@ class Process:
         return cls(int(pid), *numbers, is_zombie=fields[0] in (b"Z", b"X"))
 
 
+def start_of(pid: int) -> int:
+    """The start of a process that is certainly in the table: ourselves, or a child not reaped."""
+    process = Process.read(pid)
+    if process is None:
+        raise ProcessLookupError(errno.ESRCH, f"process {pid} is gone")
+    return process.start
+
+
 def processes() -> list[Process]:
     """All processes that this one can see."""
     pids = [name for name in os.listdir("/proc") if name.isdigit()]
@@ -127,7 +137,7 @@ def family(roots: set[int], table: list[Process]) -> list[Process]:
 
 def kill_groups(doomed: list[Process], number: int) -> None:
     """Signal whole process groups: nobody slips through by forking at that moment."""
-    for group in {process.group for process in doomed}:
+    for group in {process.group for process in doomed} - {0, 1}:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, number)
 
@@ -146,86 +156,464 @@ def now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-# One job.
+# The supervisor and its job.
 
 
 class LaunchError(Exception):
     """The job's command did not start."""
 
-    def __init__(self, stage: str, number: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.record = {"stage": stage, "errno": number, "error": sentence}
+    def __init__(self, stage: str, cause: OSError | ValueError) -> None:
+        super().__init__(str(cause))
+        self.record = {"stage": stage, "errno": errno.EINVAL, "error": str(cause)}
+        if isinstance(cause, OSError):
+            place = f"{cause.filename}: " if cause.filename else ""
+            self.record |= {"errno": cause.errno, "error": f"{place}{cause.strerror}"}
+
+
+@contextlib.contextmanager
+def launching(stage: str) -> Iterator[None]:
+    """A failure in here is a launch error of that stage."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise LaunchError(stage, error) from error
+
+
+class Output:
+    """One output stream: a pipe that the job writes to, and the file where it is kept."""
+
+    def __init__(self, directory: str, stream: str) -> None:
+        self.path = os.path.join(directory, stream)
+        self.reading, self.writing = os.pipe()
+        os.set_blocking(self.reading, False)
+        self.file: int | None = None
+
+    def read(self) -> bytes:
+        """What is there now, b"" at the end; BlockingIOError when there is nothing yet."""
+        return os.read(self.reading, COPY_BYTES)
+
+    def keep(self, data: bytes) -> None:
+        if self.file is None:
+            self.file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self.file, rest) :]
+
+    def sync(self) -> None:
+        if self.file is not None:
+            os.fdatasync(self.file)
+
+    def close(self) -> None:
+        os.close(self.reading)
+        if self.file is not None:
+            os.close(self.file)
+
+
+class Alarm:
+    """Makes an ended child and a stop request something that poll() can wait for."""
+
+    def __init__(self) -> None:
+        self.bell, ringer = os.pipe()
+        os.set_blocking(self.bell, False)
+        os.set_blocking(ringer, False)
+        signal.set_wakeup_fd(ringer, warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGUSR1):
+            signal.signal(number, lambda *_: None)
+
+    def heard(self) -> bytes:
+        """The numbers of the signals since the last call."""
+        try:
+            return os.read(self.bell, 4096)
+        except BlockingIOError:
+            return b""
+
+
+@dataclass
+class Request:
+    """What a supervisor is asked to run, and how."""
+
+    directory: str
+    durable: bool
+    max_output_bytes: int | None
 
 
 class Job:
     """One execution, from taking charge of its journal to the last line in it."""
 
-    def __init__(self, directory: str, journal: int, alarm: Alarm) -> None:
-        self.directory = directory
+    def __init__(self, request: Request, journal: int, alarm: Alarm) -> None:
+        self.request = request
         self.journal = journal
         self.alarm = alarm
+        self.home = os.path.join(request.directory, HOME)
         self.spec: Records = {}
-        self.outputs: list[Output] = []
-        self.main: int | None = None
+        self.outputs: dict[int, Output] = {}
+        self.poller = select.poll()
+        self.main = 0
         self.status: int | None = None
-        self.begun = self.ended = 0.0
+        self.started: Records = {}
+        self.ended_clock = 0.0
         self.cpu_seconds = 0.0
         self.peak_memory_bytes = 0
+        self.output_bytes = 0
+        self.output_error: str | None = None
         self.deadline: float | None = None
-        self.asked = False
-        self.signalled = False
-        self.output_error = ""
+        self.asked = self.signalled = False
 
     def run(self, channel: socket.socket) -> None:
-        """Launch it, stay with it to the end, and tell both over the channel."""
+        """Launch it, stay with it to the end, and tell of both over the channel."""
         try:
-            started = self.launch()
+            self.launch()
         except LaunchError as error:
-            self.give_up(error)
+            self.note_failure(error)
             tell(channel, "failed", error.record)
-            return
-        tell(channel, "started", started)
-        self.watch()
-        self.clear_away()
-        ended = self.evidence()
-        self.record("ended", ended)
-        tell(channel, "ended", ended)
+        else:
+            tell(channel, "started", self.started)
+            self.watch()
+            self.clear_away()
+            self.drain()
+            tell(channel, "ended", self.note_end())
+        finally:
+            self.close_outputs()
 
-    # the launch
+    # From the journal's first line to a running command
 
-    def launch(self) -> Records:
-        records = read_journal(self.journal)
-        self.spec = records["spec"]
-        if "stop" in records:
-            raise LaunchError("stopped", errno.ECANCELED, "It was stopped before it started.")
-        with launching("prepare"):
-            self.prepare()
-        with launching("working_dir"):
-            os.chdir(os.path.join(self.home, self.spec["working_dir"]))
+    def launch(self) -> None:
+        self.spec = read_journal(self.journal)["spec"]
         try:
+            self.prepare()
+            self.enter_working_dir()
             self.main = self.spawn()
         finally:
             os.chdir("/")
-            for output in self.outputs:
-                output.close_writing_end()
-        return self.note_start(self.main)
-
-    @property
-    def home(self) -> str:
-        return os.path.join(self.directory, HOME)
+            self.close_writing_ends()
+        self.note_start()
 
     def prepare(self) -> None:
-        """The line `launching` stands in the journal before anything can run, so never twice."""
-        os.mkdir(self.home, 0o700)
-        append(self.journal, "launching", charge())
-        self.outputs = [Output(self.directory, stream) for stream in STREAMS]
+        """From the line `launching` on, nobody may launch it again, whatever becomes of us."""
+        with launching("prepare"):
+            os.makedirs(self.home, 0o700, exist_ok=True)
+            append(self.journal, "launching", charge())
+            if "stop" in read_journal(self.journal):
+                raise OSError(errno.ECANCELED, "it was stopped before it started")
+            self.open_outputs()
+
+    def open_outputs(self) -> None:
+        self.poller.register(self.alarm.bell, select.POLLIN)
+        for stream in STREAMS:
+            output = Output(self.request.directory, stream)
+            self.outputs[output.reading] = output
+            self.poller.register(output.reading, select.POLLIN)
+
+    def close_writing_ends(self) -> None:
+        for output in self.outputs.values():
+            os.close(output.writing)
+
+    def close_outputs(self) -> None:
+        for output in self.outputs.values():
+            output.close()
+
+    def enter_working_dir(self) -> None:
+        with launching("working_dir"):
+            os.chdir(os.path.join(self.home, self.spec["working_dir"]))
 
     def spawn(self) -> int:
-        words = [os.fsencode(word) for word in self.spec["command"]]
-        refusal = LaunchError("exec", errno.ENOENT, f"{words[0]!r} was not found.") 
-        for path in self.places_of(words[0]):
+        """Start the command as execvp(3) finds it: the first that can be executed."""
+        environment, name = self.environment(), (self.spec["command"] or [""])[0]
+        refusal: OSError | ValueError = OSError(errno.ENOENT, "no such command", name)
+        for path in candidates(name, environment["PATH"]):
             try:
-                return self.spawn_limited(path, words)
+                return self.spawn_limited(path, environment)
             except (OSError, ValueError) as error:
+                refusal = error
+                if not isinstance(error, PermissionError):
+                    break
+        raise LaunchError("exec", refusal)
+
+    def spawn_limited(self, path: str, environment: dict[str, str]) -> int:
+        """A soft limit of our own is inherited; it becomes the job's hard limit once it runs."""
+        megabytes = self.spec["memory_limit_mb"]
+        if megabytes is None:
+            return self.spawn_path(path, environment)
+        limit = max(megabytes, SMALLEST_MEMORY_LIMIT_MB) * MIB
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+        try:
+            pid = self.spawn_path(path, environment)
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+        with contextlib.suppress(PermissionError):
+            resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
+        return pid
+
+    def spawn_path(self, path: str, environment: dict[str, str]) -> int:
+        """A fork of this interpreter would cost more than all the rest, posix_spawn does not."""
+        out, err = self.outputs.values()
+        return os.posix_spawn(
+            path,
+            self.spec["command"],
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, out.writing, 1),
+                (os.POSIX_SPAWN_DUP2, err.writing, 2),
+            ],
+            setsid=True,
+            setsigmask=(),
+            setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+        )
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "PATH": DEFAULT_PATH,
+            "HOME": self.home,
+            "TMPDIR": self.home,
+            **self.spec["environment"],
+            MARKER: self.request.directory,
+        }
+
+    def note_start(self) -> None:
+        start = start_of(self.main)
+        self.started = {
+            "id": f"{boot_id()}:{self.main}:{start}",
+            "pid": self.main,
+            "start": start,
+            "at": time.time(),
+            "clock": now(),
+        }
+        self.note("started", self.started)
+
+    def note_failure(self, error: LaunchError) -> None:
+        """No space for the note is no harm: the launch can be tried again, or is found lost."""
+        with contextlib.suppress(OSError):
+            append(self.journal, "ended", {"launch_error": error.record})
+
+    def note(self, what: str, details: Records) -> None:
+        """The job is there whether or not there is space to say so: wait for space."""
+        while True:
+            try:
+                return append(self.journal, what, details)
+            except OSError as error:
+                if error.errno not in NO_SPACE:
+                    raise
+                time.sleep(SPACE_SECONDS)
+
+    # While it runs
+
+    def watch(self) -> None:
+        """Stay until the main process has ended: keep its output, pass on requests to stop."""
+        self.read_requests()
+        while self.status is None:
+            self.obey()
+            self.wait(self.patience())
+
+    def wait(self, seconds: float | None) -> None:
+        """Until something happens, and deal with it."""
+        for number, _ in self.poller.poll(None if seconds is None else seconds * 1000):
+            if number == self.alarm.bell:
+                self.answer(self.alarm.heard())
+            else:
+                self.copy(self.outputs[number])
+
+    def answer(self, signals: bytes) -> None:
+        if signal.SIGUSR1 in signals:
+            self.read_requests()
+        self.reap()
+
+    def patience(self) -> float | None:
+        if self.output_error is not None:
+            return RESCAN_SECONDS
+        if self.deadline is None:
+            return None
+        return max(self.deadline - now(), RESCAN_SECONDS)
+
+    def reap(self) -> bool:
+        """Take in whoever has ended; True while somebody of the job is left."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if not pid:
+                return True
+            self.cpu_seconds += usage.ru_utime + usage.ru_stime
+            self.peak_memory_bytes = max(self.peak_memory_bytes, usage.ru_maxrss * 1024)
+            if pid == self.main:
+                self.status, self.ended_clock = status, now()
+
+    def copy(self, output: Output) -> bool:
+        """Keep one buffer of output; False when there is no more."""
+        try:
+            data = output.read()
+        except BlockingIOError:
+            return False
+        if not data:
+            with contextlib.suppress(KeyError):
+                self.poller.unregister(output.reading)
+            return False
+        self.keep(output, data)
+        return True
+
+    def keep(self, output: Output, data: bytes) -> None:
+        if self.output_error is not None:
+            return
+        limit = self.request.max_output_bytes
+        self.output_bytes += len(data)
+        try:
+            if limit is not None and self.output_bytes > limit:
+                raise OSError(errno.EFBIG, f"it wrote more than {limit} bytes")
+            output.keep(data)
+        except OSError as error:
+            self.output_error = error.strerror
+            self.kill()
+
+    # Stopping it
+
+    def read_requests(self) -> None:
+        self.deadline = read_journal(self.journal).get("stop", self.deadline)
+
+    def obey(self) -> None:
+        """A signal counts only when the main process had not ended by then."""
+        if self.deadline is None or not self.lives():
+            return
+        if now() >= self.deadline:
+            self.signalled = True
+            self.kill()
+        elif not self.asked:
+            self.signalled = self.asked = True
+            self.ask()
+
+    def lives(self) -> bool:
+        """Neither reaped nor a zombie; until it is reaped nobody else can have its pid."""
+        ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return self.status is None and os.waitid(os.P_PID, self.main, ended) is None
+
+    def ask(self) -> None:
+        session = [process for process in self.family() if process.session == self.main]
+        kill_groups(session, signal.SIGTERM)
+        kill_groups(session, signal.SIGCONT)
+
+    def kill(self) -> None:
+        kill_groups(self.family(), signal.SIGKILL)
+
+    def family(self) -> list[Process]:
+        return family({os.getpid()}, processes())
+
+    # After it ended
+
+    def clear_away(self) -> None:
+        """Nobody of the job is left: all orphans are ours, however they tried to get away."""
+        while self.reap():
+            self.kill()
+            self.wait(RESCAN_SECONDS)
+
+    def drain(self) -> None:
+        """What is still in the pipes; not to their end, which a stranger might hold open."""
+        for output in self.outputs.values():
+            while self.copy(output):
                 pass
-        raise refusal
+            if self.request.durable:
+                self.sync(output)
+
+    def sync(self, output: Output) -> None:
+        try:
+            output.sync()
+        except OSError as error:
+            self.output_error = error.strerror
+
+    def note_end(self) -> Records:
+        code = os.waitstatus_to_exitcode(self.status or 0)
+        ended = {
+            "exit_code": code if code >= 0 else 128 - code,
+            "signal": -code if code < 0 else None,
+            "seconds": self.ended_clock - self.started["clock"],
+            "signalled": self.signalled,
+            "output_error": self.output_error,
+            "cpu_seconds": self.cpu_seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
+        self.note("ended", ended)
+        if self.request.durable:
+            os.fsync(self.journal)
+        return ended
+
+
+def candidates(name: str, path: str) -> list[str]:
+    """Where the command may be: itself when it is a path, else the files of that name on PATH."""
+    if "/" in name:
+        return [name]
+    places = [os.path.join(place, name) for place in path.split(":")]
+    return [place for place in places if name and os.path.exists(place)]
+
+
+def charge() -> Records:
+    """Who is in charge, told so that others can reach it and never take another for it."""
+    pid = os.getpid()
+    return {
+        "pid": pid,
+        "start": start_of(pid),
+        "boot": boot_id(),
+        "namespace": pid_namespace(),
+    }
+
+
+def tell(channel: socket.socket, what: str, details: Any) -> None:
+    """Whoever asked may be gone; the journal tells the same."""
+    with contextlib.suppress(OSError):
+        channel.send(json.dumps([what, details]).encode())
+
+
+def serve(channel: socket.socket) -> None:
+    """Run what is asked for, one job at a time, until nobody is left to ask."""
+    adopt_orphans()
+    alarm = Alarm()
+    while request := channel.recv(MESSAGE_BYTES):
+        take(Request(**json.loads(request)), channel, alarm)
+
+
+def take(request: Request, channel: socket.socket, alarm: Alarm) -> None:
+    """Run it if it is there, not launched yet, and in nobody else's charge."""
+    try:
+        journal = os.open(os.path.join(request.directory, JOURNAL), os.O_RDWR | os.O_APPEND)
+    except FileNotFoundError:
+        return tell(channel, "refused", None)
+    try:
+        if lock(journal) and read_journal(journal).keys() <= {"spec", "stop"}:
+            Job(request, journal, alarm).run(channel)
+        else:
+            tell(channel, "refused", None)
+    finally:
+        os.close(journal)
+
+
+def adopt_orphans() -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "cannot become the reaper of the job's orphans")
+
+
+def nurse(control: socket.socket) -> socket.socket | None:
+    """Fork a supervisor for each channel that is handed in; in a supervisor, return it."""
+    while True:
+        _, channels, _, _ = socket.recv_fds(control, 1, 1)
+        if not channels:
+            return None
+        with contextlib.suppress(BlockingIOError), socket.socket(fileno=channels[0]) as channel:
+            if os.fork() == 0:
+                return channel.dup()
+
+
+def main() -> None:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    os.chdir("/")
+    os.umask(0o022)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_IGN)
+    gc.freeze()
+    channel = nurse(control)
+    control.close()
+    if channel:
+        serve(channel)
+
+
+if __name__ == "__main__":
+    main()

@@ -22,6 +22,7 @@ from container_manager.models.base import (
     GuardedQuerySet,
     moves,
 )
+from container_manager.models.job_stats import job_stats
 from container_manager.models.validators import InRange
 from container_manager.states import JOB, Isolation, JobStatus, PullPolicy, Reason
 
@@ -82,8 +83,6 @@ class ContainerJobQuerySet(GuardedQuerySet):
 
     def stats(self) -> dict[str, Any]:
         """Counts and durations of these jobs; the keys are those of the API."""
-        from container_manager.models.job_stats import job_stats
-
         return job_stats(self)
 
 

@@ -1,0 +1,435 @@
+"""THE SPINE: who changes a job? Only the verbs of this module (and the model's own methods).
+
+People and programs:   submit  enqueue  stop  retry
+Workers:               claim  progress  signalled  keep_chunks  finish  requests
+Dead workers:          orphans  adopt
+Upkeep:                requeue_due  expire_waiting
+
+Every verb is one transaction. What a worker writes is fenced by its lease: "somebody else holds it
+now" is an outcome that each verb returns, never an exception. No engine is called from here.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import datetime, timedelta
+from enum import StrEnum
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+from uuid import UUID
+
+from django.core.exceptions import ValidationError
+from django.db import OperationalError, models, transaction
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from container_manager import retries
+from container_manager.conf import settings
+from container_manager.exceptions import InvalidTransition
+from container_manager.executors.base import Outcome
+from container_manager.faults import reached
+from container_manager.models import ContainerJob, JobAttempt, Worker, acting_as, claims, leases
+from container_manager.models.base import database_now, log_move
+from container_manager.models.job import wake_workers
+from container_manager.models.leases import Claimant, Lease
+from container_manager.models.outcomes import (
+    Ending,
+    LogChunk,
+    Progress,
+    drop_chunks,
+    end_attempts,
+    end_jobs,
+    note_progress,
+    note_signal,
+    retry_jobs,
+)
+from container_manager.models.outcomes import keep_chunks as write_chunks
+from container_manager.states import JobStatus, Phase, Reason, StopKind
+
+__all__ = [
+    "Stopped",
+    "adopt",
+    "claim",
+    "enqueue",
+    "expire_waiting",
+    "finish",
+    "keep_chunks",
+    "orphans",
+    "progress",
+    "requests",
+    "requeue_due",
+    "retry",
+    "signalled",
+    "stop",
+    "submit",
+    "verdict",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+USING = "default"
+TRIES = 8
+
+
+def verb(function: Callable[P, R]) -> Callable[P, R]:
+    """One transaction; begun again when the database says that it only got in another's way."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        for number in range(TRIES):
+            try:
+                with transaction.atomic(using=USING):
+                    return function(*args, **kwargs)
+            except OperationalError as error:
+                if number == TRIES - 1 or not _was_in_the_way(error):
+                    raise
+                time.sleep(random.uniform(0, 0.05 * 2**number))  # noqa: S311
+        raise AssertionError("unreachable")
+
+    return run
+
+
+def _was_in_the_way(error: OperationalError) -> bool:
+    state = getattr(error.__cause__, "sqlstate", None)
+    nested = transaction.get_connection(USING).in_atomic_block
+    return not nested and (state in ("40001", "40P01") or "database is locked" in str(error))
+
+
+# People and programs ------------------------------------------------------------------------------
+
+
+def submit(*, queue_now: bool = False, **wanted: Any) -> ContainerJob:
+    """A new job, `pending` or with `queue_now` already queued. Raises ValidationError by field."""
+    unknown = sorted(set(wanted) - SUBMITTABLE)
+    if unknown:
+        allowed = ", ".join(sorted(SUBMITTABLE))
+        raise ValidationError({name: f"Unknown field; there are {allowed}." for name in unknown})
+    job = ContainerJob(**wanted)
+    job.full_clean()
+    return _insert(job, queue_now)
+
+
+SUBMITTABLE = {
+    *("name", "created_by", "labels", "image", "command", "working_dir", "environment"),
+    *("pull_policy", "isolation", "executor", "network", "cpu_limit", "memory_limit_mb"),
+    *("pids_limit", "timeout_seconds", "start_timeout_seconds", "queue_timeout_seconds"),
+    *("stop_grace_seconds", "queue", "priority", "scheduled_for", "max_retries", "retry_policy"),
+}
+"""What a person may say of a new job."""
+
+
+@verb
+def _insert(job: ContainerJob, queue_now: bool) -> ContainerJob:
+    job.save()
+    if queue_now:
+        job.mark_as_queued()
+    reached("S1")
+    return job
+
+
+@verb
+def enqueue(
+    job_ids: Collection[UUID], *, actor: str = "system", scheduled_for: datetime | None = None
+) -> int:
+    """Put pending jobs into the queue, all or none. Raises InvalidTransition."""
+    change = {"scheduled_for": scheduled_for} if scheduled_for else {}
+    with acting_as(actor):
+        jobs = ContainerJob.objects.filter(pk__in=job_ids, status=JobStatus.PENDING)
+        others = ContainerJob.objects.filter(pk__in=job_ids).exclude(status=JobStatus.PENDING)
+        if (other := others.first()) is not None:
+            raise other._invalid(other.status, JobStatus.QUEUED)
+        return jobs.update(status=JobStatus.QUEUED, **change)
+
+
+class Stopped(StrEnum):
+    """What came of asking a job to stop."""
+
+    DONE = "done"
+    """It did not run: it is cancelled or killed now."""
+    REQUESTED = "requested"
+    """A worker holds it: the request is written down, and the worker acts on it."""
+    REQUESTED_BEFORE = "requested_before"
+    """The same or a stronger request was made before."""
+    REFUSED = "refused"
+    """Its state does not allow it."""
+    UNKNOWN = "unknown"
+    """There is no such job."""
+
+
+_STOPPED_STATUS = {StopKind.KILL: JobStatus.KILLED, StopKind.CANCEL: JobStatus.CANCELLED}
+
+
+@verb
+def stop(
+    job_ids: Sequence[UUID], kind: StopKind, *, actor: str = "system"
+) -> dict[UUID, Stopped]:
+    """Kill or cancel: at once where nothing runs, else by a request that survives any crash."""
+    jobs = ContainerJob.objects.filter(pk__in=job_ids).order_by("pk").select_for_update()
+    found = {job.pk: job for job in jobs}
+    held = set(
+        JobAttempt.objects.active().filter(job__in=found.keys()).values_list("job_id", flat=True)
+    )
+    with acting_as(actor):
+        results = {pk: _stop_one(job, kind, pk in held) for pk, job in found.items()}
+    if Stopped.REQUESTED in results.values():
+        wake_workers(USING)
+    return {pk: results.get(pk, Stopped.UNKNOWN) for pk in job_ids}
+
+
+def _stop_one(job: ContainerJob, kind: StopKind, held: bool) -> Stopped:
+    if held and job.status == JobStatus.RUNNING:
+        return _request_stop(job, kind)
+    target = _STOPPED_STATUS[kind]
+    if not job.can_transition_to(target):
+        return Stopped.REFUSED
+    job.transition_to(target)
+    return Stopped.DONE
+
+
+def _request_stop(job: ContainerJob, kind: StopKind) -> Stopped:
+    if job.kill_requested_at or (kind == StopKind.CANCEL and job.cancel_requested_at):
+        return Stopped.REQUESTED_BEFORE
+    now = database_now(USING)
+    if kind == StopKind.KILL:
+        job.kill_requested_at = now
+    else:
+        job.cancel_requested_at = now
+    job.save()
+    return Stopped.REQUESTED
+
+
+@verb
+def retry(job_ids: Collection[UUID], *, actor: str = "system") -> int:
+    """Queue failed jobs again, all or none; a person's retry does not use up the job's own.
+
+    A job that waits out its backoff is queued at once. Raises InvalidTransition.
+    """
+    jobs = ContainerJob.objects.filter(pk__in=job_ids).order_by("pk").select_for_update()
+    again = (JobStatus.FAILED, JobStatus.RETRYING)
+    for job in jobs:
+        if job.status not in again:
+            raise job._invalid(job.status, JobStatus.RETRYING)
+    with acting_as(actor):
+        ContainerJob.objects.filter(pk__in=job_ids, status=JobStatus.FAILED).update(
+            status=JobStatus.RETRYING
+        )
+        return ContainerJob.objects.filter(pk__in=job_ids).update(
+            status=JobStatus.QUEUED, scheduled_for=None, infra_retry_count=0
+        )
+
+
+# Workers ------------------------------------------------------------------------------------------
+
+
+def claim(claimant: Claimant, limit: int) -> list[Lease]:
+    """At most `limit` jobs that are this worker's now."""
+    return claims.claim(USING, claimant, limit)
+
+
+@verb
+def progress(claimant: Claimant, steps: Sequence[Progress]) -> set[UUID]:
+    """Write how far attempts have come; returns the jobs that are still held."""
+    return note_progress(USING, claimant, steps)
+
+
+@verb
+def signalled(claimant: Claimant, held: Sequence[Lease], kind: StopKind) -> set[UUID]:
+    """Write that attempts are about to be signalled; returns those that may be."""
+    steps = [Progress(**lease.key, phase=Phase.STOPPING, stop_kind=kind) for lease in held]
+    mine = note_progress(USING, claimant, steps)
+    return mine & note_signal(USING, claimant, [lease.key for lease in held])
+
+
+@verb
+def keep_chunks(
+    claimant: Claimant,
+    chunks: Sequence[LogChunk],
+    fallen: Iterable[tuple[Lease, str, int, int]] = (),
+) -> None:
+    """Store output of held attempts, and forget what fell out of the kept tail."""
+    write_chunks(USING, claimant, chunks)
+    for lease, stream, start, end in fallen:
+        drop_chunks(USING, claimant, lease, stream, start, end)
+
+
+def requests(job_ids: Collection[UUID]) -> dict[UUID, StopKind]:
+    """The strongest stop that people asked for, of those jobs that were asked to stop."""
+    asked = ContainerJob.objects.filter(pk__in=job_ids).filter(
+        models.Q(kill_requested_at__isnull=False) | models.Q(cancel_requested_at__isnull=False)
+    )
+    return {
+        pk: StopKind.KILL if killed else StopKind.CANCEL
+        for pk, killed in asked.values_list("pk", "kill_requested_at")
+    }
+
+
+@verb
+def finish(claimant: Claimant, endings: Sequence[Ending]) -> set[UUID]:
+    """Write ends, as many as there are: evidence, the job's move, its retry. One statement each.
+
+    Returns the jobs whose attempt was this worker's; of the others nothing was written.
+    """
+    mine = end_attempts(USING, claimant, endings)
+    held = [ending for ending in endings if ending.job_id in mine]
+    moved = end_jobs(USING, claimant, held)
+    _log(moved, held, JobStatus.RUNNING)
+    reached("T1")
+    again = [ending for ending in held if ending.retry and ending.job_id in moved]
+    _log(retry_jobs(USING, claimant, again), again, JobStatus.FAILED, JobStatus.RETRYING)
+    _queue_at_once(claimant, [ending.job_id for ending in again if ending.retry_at_once])
+    return mine
+
+
+def _queue_at_once(claimant: Claimant, job_ids: list[UUID]) -> None:
+    if job_ids:
+        with acting_as(claimant.actor):
+            ContainerJob.objects.filter(pk__in=job_ids).update(status=JobStatus.QUEUED)
+
+
+def _log(
+    moved: set[UUID], endings: Iterable[Ending], old: str, new: str | None = None
+) -> None:
+    for ending in endings:
+        if ending.job_id in moved:
+            log_move("Job", ending.job_id, old, new or ending.status)
+
+
+def verdict(outcome: Outcome, stopped: StopKind | None) -> tuple[JobStatus, Reason | None]:
+    """The state and reason of an end; `stopped` is the strongest stop that reached it alive.
+
+    >>> from container_manager.states import StopKind
+    >>> verdict(Outcome(exit_code=0), StopKind.CANCEL)[0].value
+    'cancelled'
+    >>> verdict(Outcome(exit_code=0), None)[0].value
+    'completed'
+    """
+    if stopped is not None:
+        return _STOPPED_AS[stopped]
+    if outcome.reason is None and outcome.exit_code == 0:
+        return JobStatus.COMPLETED, None
+    return JobStatus.FAILED, outcome.reason or Reason.EXIT_CODE
+
+
+_STOPPED_AS: dict[StopKind, tuple[JobStatus, Reason | None]] = {
+    StopKind.KILL: (JobStatus.KILLED, Reason.KILLED),
+    StopKind.CANCEL: (JobStatus.CANCELLED, Reason.CANCELLED),
+    StopKind.TIMEOUT: (JobStatus.FAILED, Reason.TIMEOUT),
+    StopKind.START_TIMEOUT: (JobStatus.FAILED, Reason.START_TIMEOUT),
+    StopKind.DRAIN: (JobStatus.FAILED, Reason.WORKER_STOPPED),
+}
+
+
+def ending(
+    lease: Lease, outcome: Outcome, stopped: StopKind | None, **evidence: Any
+) -> Ending:
+    """What `finish` writes for such an outcome: the verdict, and the retry that follows from it."""
+    status, reason = verdict(outcome, stopped)
+    again = _next_attempt(lease, outcome, reason) if status == JobStatus.FAILED else None
+    if status == JobStatus.FAILED and again is None and reason is not None:
+        most = settings.MAX_INFRA_RETRIES
+        poisoned = retries.is_poison(reason, lease.infra_retry_count, most)
+        reason = Reason.POISON if poisoned else reason
+    return Ending(
+        **lease.key,
+        status=status,
+        reason=reason or "",
+        exit_code=outcome.exit_code,
+        signal=outcome.signal,
+        oom_killed=outcome.oom_killed,
+        error=_error(outcome, reason),
+        started_at=outcome.started_at,
+        ended_at=outcome.ended_at,
+        peak_memory_bytes=outcome.peak_memory_bytes,
+        cpu_seconds=outcome.cpu_seconds,
+        retry=again is not None,
+        retry_infra=again is not None and again.infra,
+        retry_delay=again.delay_seconds if again else 0.0,
+        memory_factor=again.memory_factor if again else 1.0,
+        retry_at_once=stopped == StopKind.DRAIN,
+        **evidence,
+    )
+
+
+def _next_attempt(
+    lease: Lease, outcome: Outcome, reason: Reason | None
+) -> retries.Retry | None:
+    return retries.decide(
+        retries.read_policy(lease.retry_policy, settings.RETRY_POLICIES),
+        reason=reason or Reason.EXIT_CODE,
+        exit_code=outcome.exit_code,
+        retries_left=lease.retry_count < lease.max_retries,
+        retry_count=lease.retry_count,
+        infra_retry_count=lease.infra_retry_count,
+        max_infra_retries=settings.MAX_INFRA_RETRIES,
+        chance=random.random(),  # noqa: S311
+    )
+
+
+def _error(outcome: Outcome, reason: Reason | None) -> str:
+    if reason is None:
+        return ""
+    return outcome.error or (reason.meaning if reason != Reason.EXIT_CODE else "")
+
+
+# Dead workers -------------------------------------------------------------------------------------
+
+
+def orphans(dead: Collection[UUID], engine_ids: Collection[str], limit: int) -> list[JobAttempt]:
+    """Attempts on these engines whose worker is dead, has no row any more, or let them go."""
+    living = Worker.objects.exclude(pk__in=dead)
+    active = JobAttempt.objects.active().filter(engine_id__in=engine_ids)
+    abandoned = active.exclude(worker_id__in=living.values("pk"))
+    return list(abandoned.order_by("created_at")[:limit])
+
+
+@verb
+def adopt(claimant: Claimant, attempts: Iterable[JobAttempt]) -> list[Lease]:
+    """Make orphaned attempts this worker's; of each, one adopter wins and the others get nothing."""
+    adopted = leases.take_over(USING, claimant, attempts)
+    reached("A1")
+    return adopted
+
+
+# Upkeep -------------------------------------------------------------------------------------------
+
+
+@verb
+def requeue_due(limit: int = 500) -> int:
+    """Queue the retries whose backoff is over."""
+    due = models.Q(scheduled_for__isnull=True) | models.Q(scheduled_for__lte=Now())
+    rows = ContainerJob.objects.filter(due, status=JobStatus.RETRYING).order_by("pk")
+    pks = list(rows.select_for_update(skip_locked=True).values_list("pk", flat=True)[:limit])
+    return _as_upkeep(pks, JobStatus.QUEUED)
+
+
+@verb
+def expire_waiting(limit: int = 500) -> int:
+    """Cancel jobs that have waited in the queue longer than they may."""
+    limited = ContainerJob.objects.filter(
+        status=JobStatus.QUEUED, queue_timeout_seconds__isnull=False
+    ).order_by("queued_at")
+    rows = limited.values_list("pk", "queued_at", "scheduled_for", "queue_timeout_seconds")
+    now = timezone.now()
+    late = [
+        pk
+        for pk, queued_at, scheduled_for, seconds in rows[: 10 * limit]
+        if max(queued_at, scheduled_for or queued_at) + timedelta(seconds=seconds) < now
+    ]
+    queued = ContainerJob.objects.filter(pk__in=late[:limit], status=JobStatus.QUEUED)
+    pks = list(queued.select_for_update(skip_locked=True).values_list("pk", flat=True))
+    return _as_upkeep(pks, JobStatus.CANCELLED, reason=Reason.QUEUE_TIMEOUT)
+
+
+def _as_upkeep(pks: list[UUID], status: JobStatus, **change: Any) -> int:
+    if not pks:
+        return 0
+    with acting_as("upkeep"):
+        return ContainerJob.objects.filter(pk__in=pks).update(status=status, **change)
+
+
+def refused(job: ContainerJob, kind: StopKind) -> InvalidTransition:
+    """The error for a stop that the job's state does not allow."""
+    return job._invalid(job.status, _STOPPED_STATUS[kind])

@@ -1,0 +1,336 @@
+"""What a worker writes about the attempts it holds: many at once, one statement per step.
+
+Every statement is fenced: it touches an attempt only while the worker and the epoch that it names
+are still the row's. What was not touched is held by somebody else now, and that is an outcome, not
+an error: each function returns the job ids of what was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db import connections
+
+from container_manager import ids
+from container_manager.models.leases import Claimant
+from container_manager.models.sql import (
+    clock,
+    given_rows,
+    json_object,
+    milliseconds_since,
+    seconds_later,
+)
+from container_manager.states import Reason
+
+FENCE = (
+    "a.job_id = g.job_id AND a.attempt = g.attempt AND a.lease_epoch = g.epoch"
+    " AND a.worker_id = %s AND a.phase <> 'done'"
+)
+_KEY = {"job_id": "uuid", "attempt": "integer", "epoch": "integer"}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an attempt has come; None leaves a column as it is."""
+
+    job_id: UUID
+    attempt: int
+    epoch: int
+    phase: str
+    execution_id: str | None = None
+    image_digest: str | None = None
+    started_at: datetime | None = None
+    stop_kind: str | None = None
+    unreachable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LogChunk:
+    """Bytes of one stream of an attempt that is held."""
+
+    job_id: UUID
+    attempt: int
+    epoch: int
+    stream: str
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a held attempt ended, what becomes of its job, and whether there is another attempt."""
+
+    job_id: UUID
+    attempt: int
+    epoch: int
+    status: str
+    reason: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    oom_killed: bool = False
+    error: str = ""
+    output: str = ""
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    peak_memory_bytes: int | None = None
+    cpu_seconds: float | None = None
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    stdout_omitted: int = 0
+    stderr_omitted: int = 0
+    cleaned_up: bool = False
+    retry: bool = False
+    retry_infra: bool = False
+    retry_delay: float = 0.0
+    memory_factor: float = 1.0
+    retry_at_once: bool = False
+    """Back into the queue in the same transaction, without a backoff."""
+    actor: str | None = None
+
+    @property
+    def blame(self) -> str:
+        return str(Reason(self.reason).blame) if self.reason else ""
+
+
+def note_progress(using: str, claimant: Claimant, progress: Sequence[Progress]) -> set[UUID]:
+    """Write how far attempts have come; returns the jobs whose attempt is still held."""
+    connection = connections[using]
+    columns = {
+        **_KEY,
+        "phase": "text",
+        "execution_id": "text",
+        "image_digest": "text",
+        "started_at": "timestamptz",
+        "stop_kind": "text",
+        "unreachable": "boolean",
+    }
+    rows, given = given_rows(connection, map(asdict, progress), columns)
+    now = clock(connection)
+    return _touched(
+        connection,
+        f"""
+        UPDATE job_attempts AS a SET phase = g.phase, updated_at = {now},
+          execution_id = coalesce(g.execution_id, a.execution_id),
+          image_digest = coalesce(g.image_digest, a.image_digest),
+          started_at = coalesce(g.started_at, a.started_at),
+          stop_kind = coalesce(g.stop_kind, a.stop_kind),
+          unreachable_since = CASE WHEN g.unreachable THEN coalesce(a.unreachable_since, {now})
+            ELSE NULL END
+        FROM {rows} WHERE {FENCE}""",
+        [given, _id(connection, claimant.worker_id)],
+        returning="a.job_id",
+    )
+
+
+def note_signal(using: str, claimant: Claimant, keys: Sequence[dict[str, Any]]) -> set[UUID]:
+    """Stamp `signalled_at` on the jobs of held attempts; returns those that were stamped."""
+    connection = connections[using]
+    rows, given = given_rows(connection, keys, _KEY)
+    now = clock(connection)
+    return _touched(
+        connection,
+        f"""
+        UPDATE container_jobs AS j SET signalled_at = coalesce(j.signalled_at, {now}),
+          updated_at = {now}
+        FROM {rows} JOIN job_attempts a ON a.job_id = g.job_id
+        WHERE j.id = g.job_id AND j.status = 'running' AND {FENCE}""",
+        [given, _id(connection, claimant.worker_id)],
+        returning="j.id",
+    )
+
+
+def keep_chunks(using: str, claimant: Claimant, chunks: Sequence[LogChunk]) -> None:
+    """Store log chunks of held attempts; a chunk that is there already is left alone."""
+    if not chunks:
+        return
+    connection = connections[using]
+    keep = _keep_postgresql if connection.vendor == "postgresql" else _keep_sqlite
+    with connection.cursor() as cursor:
+        keep(cursor, claimant, chunks)
+
+
+def _keep_postgresql(cursor: Any, claimant: Claimant, chunks: Sequence[LogChunk]) -> None:
+    columns = list(zip(*map(_as_tuple, chunks), strict=True))
+    cursor.execute(
+        f"""
+        INSERT INTO job_logs (id, job_id, attempt, stream, "offset", data, created_at)
+        SELECT g.id, g.job_id, g.attempt, g.stream, g.start, g.data, clock_timestamp()
+        FROM unnest(%s::uuid[], %s::uuid[], %s::integer[], %s::integer[], %s::text[],
+          %s::bigint[], %s::bytea[]) AS g(id, job_id, attempt, epoch, stream, start, data)
+        JOIN job_attempts a ON {FENCE}
+        ON CONFLICT DO NOTHING""",
+        [*map(list, columns), claimant.worker_id],
+    )
+
+
+def _keep_sqlite(cursor: Any, claimant: Claimant, chunks: Sequence[LogChunk]) -> None:
+    now = clock(cursor.db)
+    cursor.executemany(
+        f"""
+        INSERT OR IGNORE INTO job_logs (id, job_id, attempt, stream, "offset", data, created_at)
+        SELECT g.id, g.job_id, g.attempt, g.stream, g.start, g.data, {now}
+        FROM (SELECT %s AS id, %s AS job_id, %s AS attempt, %s AS epoch, %s AS stream,
+          %s AS start, %s AS data) AS g JOIN job_attempts a ON {FENCE}""",
+        [
+            (row[0].hex, row[1].hex, *row[2:], claimant.worker_id.hex)
+            for row in map(_as_tuple, chunks)
+        ],
+    )
+
+
+def _as_tuple(chunk: LogChunk) -> tuple[Any, ...]:
+    key = (chunk.job_id, chunk.attempt, chunk.epoch)
+    return (ids.uuid7(), *key, str(chunk.stream), chunk.offset, chunk.data)
+
+
+def drop_chunks(
+    using: str, claimant: Claimant, lease: Any, stream: str, start: int, end: int
+) -> None:
+    """Forget the chunks of one stream that begin in [start, end): they fell out of the tail."""
+    connection = connections[using]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            'DELETE FROM job_logs WHERE job_id = %s AND attempt = %s AND stream = %s AND "offset"'
+            " >= %s AND \"offset\" < %s AND EXISTS (SELECT 1 FROM job_attempts a WHERE"
+            " a.job_id = job_logs.job_id AND a.attempt = job_logs.attempt AND a.lease_epoch = %s"
+            " AND a.worker_id = %s AND a.phase <> 'done')",
+            [
+                *(_id(connection, lease.job_id), lease.attempt, stream, start, end, lease.epoch),
+                _id(connection, claimant.worker_id),
+            ],
+        )
+
+
+def end_attempts(using: str, claimant: Claimant, endings: Sequence[Ending]) -> set[UUID]:
+    """Write the evidence and let go of the attempts; returns the jobs whose attempt was held."""
+    connection = connections[using]
+    columns = {
+        **_KEY,
+        **dict.fromkeys(("reason", "blame", "error"), "text"),
+        **dict.fromkeys(("exit_code", "signal"), "integer"),
+        **dict.fromkeys(("oom_killed", "cleaned_up"), "boolean"),
+        **dict.fromkeys(("started_at", "ended_at"), "timestamptz"),
+        **dict.fromkeys(
+            ("peak_memory_bytes", "stdout_bytes", "stderr_bytes"), "bigint"
+        ),
+        **dict.fromkeys(("stdout_omitted", "stderr_omitted"), "bigint"),
+        "cpu_seconds": "double precision",
+    }
+    kept = set(columns) - set(_KEY) - {"started_at"}
+    rows, given = given_rows(
+        connection, [{**asdict(ending), "blame": ending.blame} for ending in endings], columns
+    )
+    sets = ", ".join(f"{name} = g.{name}" for name in sorted(kept))
+    return _touched(
+        connection,
+        f"""
+        UPDATE job_attempts AS a SET phase = 'done', {sets}, unreachable_since = NULL,
+          started_at = coalesce(g.started_at, a.started_at), updated_at = {clock(connection)}
+        FROM {rows} WHERE {FENCE}""",
+        [given, _id(connection, claimant.worker_id)],
+        returning="a.job_id",
+    )
+
+
+def end_jobs(using: str, claimant: Claimant, endings: Iterable[Ending]) -> set[UUID]:
+    """Move the jobs of attempts that just ended out of `running`; returns those that moved."""
+    columns = {
+        "job_id": "uuid",
+        **dict.fromkeys(("status", "reason", "error", "output", "actor"), "text"),
+        "exit_code": "integer",
+        "oom_killed": "boolean",
+        "attempt": "integer",
+    }
+    return _move(
+        using,
+        claimant,
+        endings,
+        columns,
+        moving="j.status = 'running'",
+        sets="""status = g.status, reason = g.reason, error = g.error, output = g.output,
+          exit_code = g.exit_code, oom_killed = g.oom_killed, completed_at = {now},
+          duration_ms = {milliseconds}""",
+    )
+
+
+def retry_jobs(using: str, claimant: Claimant, endings: Iterable[Ending]) -> set[UUID]:
+    """Move failed jobs on to `retrying`, due after their backoff, and count the retry."""
+    columns = {
+        "job_id": "uuid",
+        **dict.fromkeys(("reason", "actor"), "text"),
+        "attempt": "integer",
+        "exit_code": "integer",
+        "retry_infra": "boolean",
+        **dict.fromkeys(("retry_delay", "memory_factor"), "double precision"),
+    }
+    return _move(
+        using,
+        claimant,
+        endings,
+        columns,
+        moving="j.status = 'failed'",
+        sets="""status = 'retrying', scheduled_for = {later},
+          retry_count = j.retry_count + CASE WHEN g.retry_infra THEN 0 ELSE 1 END,
+          infra_retry_count = CASE WHEN g.retry_infra THEN j.infra_retry_count + 1 ELSE 0 END,
+          memory_limit_mb = CAST(j.memory_limit_mb * g.memory_factor AS INTEGER)""",
+    )
+
+
+def _move(
+    using: str,
+    claimant: Claimant,
+    endings: Iterable[Ending],
+    columns: dict[str, str],
+    *,
+    moving: str,
+    sets: str,
+) -> set[UUID]:
+    connection = connections[using]
+    values = [{**asdict(ending), "actor": ending.actor or claimant.actor} for ending in endings]
+    if not values:
+        return set()
+    rows, given = given_rows(connection, values, columns)
+    metadata = {
+        "worker": "%s" if connection.vendor == "sqlite" else "%s::text",
+        "attempt": "g.attempt",
+        "exit_code": "g.exit_code",
+    }
+    info = {
+        "version": "j.version + 1",
+        "actor": "g.actor",
+        "reason": "g.reason",
+        "metadata": json_object(connection, metadata),
+    }
+    now = clock(connection)
+    changes = sets.format(
+        now=now,
+        milliseconds=milliseconds_since(connection, "j.launched_at"),
+        later=seconds_later(connection, "g.retry_delay"),
+    )
+    return _touched(
+        connection,
+        f"""
+        UPDATE container_jobs AS j SET version = j.version + 1, updated_at = {now}, {changes},
+          transition_info = {json_object(connection, info)}
+        FROM {rows} WHERE j.id = g.job_id AND {moving}""",
+        [str(claimant.worker_id), given],
+        returning="j.id",
+    )
+
+
+def _touched(
+    connection: Any, update: str, parameters: Collection[Any], *, returning: str
+) -> set[UUID]:
+    if connection.vendor == "sqlite":  # which knows no alias there
+        returning = returning.partition(".")[2]
+    with connection.cursor() as cursor:
+        cursor.execute(f"{update} RETURNING {returning}", parameters)
+        return {row[0] if isinstance(row[0], UUID) else UUID(row[0]) for row in cursor.fetchall()}
+
+
+def _id(connection: Any, value: UUID) -> Any:
+    return value if connection.vendor == "postgresql" else value.hex
