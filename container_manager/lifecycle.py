@@ -41,6 +41,7 @@ from container_manager.models.outcomes import (
     drop_chunks,
     end_attempts,
     end_jobs,
+    note_cleaned_up,
     note_progress,
     note_signal,
     retry_jobs,
@@ -52,6 +53,7 @@ __all__ = [
     "Stopped",
     "adopt",
     "claim",
+    "cleaned_up",
     "enqueue",
     "expire_waiting",
     "finish",
@@ -295,6 +297,12 @@ def _log(
     for ending in endings:
         if ending.job_id in moved:
             log_move("Job", ending.job_id, old, new or ending.status)
+
+
+@verb
+def cleaned_up(ended: Sequence[Lease]) -> None:
+    """Write that these ended attempts left nothing behind on their engines."""
+    note_cleaned_up(USING, [lease.key for lease in ended])
 
 
 def verdict(outcome: Outcome, stopped: StopKind | None) -> tuple[JobStatus, Reason | None]:

@@ -411,8 +411,7 @@ class _Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
-        self._poll = select.poll()
-        self._poll.register(connection, select.POLLIN)
+        self._number = connection.fileno()
 
     def ask(self, request: Records) -> tuple[str, Any]:
         """Its answer, or `gone`."""
@@ -423,8 +422,10 @@ class _Channel:
         return self.hear() or ("gone", None)
 
     def wait(self, seconds: float) -> bool:
-        """True as soon as there is something to hear."""
-        return bool(self._poll.poll(seconds * 1000))
+        """True as soon as there is something to hear; for many threads at once."""
+        poll = select.poll()
+        poll.register(self._number, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
 
     def hear(self) -> tuple[str, Any] | None:
         """Its message; None when it is gone, or has nothing to say."""

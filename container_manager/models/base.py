@@ -111,10 +111,17 @@ class GuardedQuerySet(models.QuerySet[Any]):
         new = values[state]
         if not isinstance(new, str):
             raise TypeError(f"update({state}=…) takes a state, not an expression")
+        self._for_write = True
         with transaction.atomic(using=self.db):
-            rows = dict(self.order_by("pk").select_for_update().values_list("pk", state))
+            rows = self._states_under_lock()
             self._refuse_unsound(rows, new)
             return self._move_all(rows, new, values)
+
+    def _states_under_lock(self) -> dict[Any, str]:
+        """Each row's state; joined tables stay unlocked, PostgreSQL could not lock a null side."""
+        state = self.model.state_field
+        rows = self.order_by("pk").select_for_update(of=("self",)).only("pk", state)
+        return {row.pk: getattr(row, state) for row in rows}
 
     def _refuse_unsound(self, rows: dict[Any, str], new: str) -> None:
         machine = self.model.machine
@@ -125,7 +132,8 @@ class GuardedQuerySet(models.QuerySet[Any]):
 
     def _refuse_held(self, pks: Iterable[Any]) -> None:
         for batch in batched(list(pks)):
-            held = self._plain().filter(pk__in=batch).exclude(self.model.unheld()).first()
+            free = self.model.unheld()
+            held = self._plain().filter(pk__in=batch).exclude(free).first() if free else None
             if held is not None:
                 raise held._held()
 
@@ -152,28 +160,36 @@ class GuardedQuerySet(models.QuerySet[Any]):
         if self.model.state_field not in fields:
             return self._plain().bulk_update(objs, fields, batch_size)
         with _restored_on_error(objs), transaction.atomic(using=self.db):
-            moved, names = self._prepare_moves(objs)
-            names |= {*fields, "updated_at"}
-            count = self._plain().bulk_update(objs, sorted(names), batch_size)
+            moved, alike = self._prepare_moves(objs, {*fields, "updated_at"})
+            count = sum(
+                self._plain().bulk_update(group, sorted(names), batch_size)
+                for names, group in alike.items()
+            )
             self._announce(moved)
-        for obj in objs:
-            obj._remember()
+        for names, group in alike.items():
+            for obj in group:
+                obj._remember(names)
         return count
 
-    def _prepare_moves(self, objs: Sequence[Any]) -> tuple[list[Any], set[str]]:
+    def _prepare_moves(
+        self, objs: Sequence[Any], fields: set[str]
+    ) -> tuple[list[Any], dict[frozenset[str], list[Any]]]:
+        """The moves, and the objects by the columns to write: a row gets only what is its own."""
         rows = self._locked([obj.pk for obj in objs])
-        now, moved, names = database_now(self.db), [], set()
+        now, moved, alike = database_now(self.db), [], defaultdict(list)
         for obj in objs:
             if obj.pk not in rows:
                 continue
             old, version = rows[obj.pk]
             obj._refuse_stale(version)
             obj.updated_at = now
+            names = set(fields)
             if obj._state_now() != old:
                 names |= obj._prepare_move(old, version, now)
                 moved.append((obj.pk, old, obj._state_now()))
+            alike[frozenset(names)].append(obj)
         self._refuse_held(pk for pk, old, _ in moved if old == self.model.machine.active)
-        return moved, names
+        return moved, alike
 
     def _locked(self, pks: list[Any]) -> dict[Any, tuple[str, int]]:
         found: dict[Any, tuple[str, int]] = {}
@@ -267,8 +283,14 @@ class GuardedModel(models.Model):
         """Expressions for columns that follow from those in `change`, for update()."""
         return {}
 
-    def derive(self) -> None:
-        """Set the columns that follow from others, on the instance."""
+    def derive(self) -> set[str]:
+        """Set the columns that follow from others, on the instance; returns their names."""
+        return set()
+
+    @classmethod
+    def birth_stamps(cls, state: str, now: datetime) -> dict[str, Any]:
+        """The columns that a row which begins in `state` must have."""
+        return {}
 
     @classmethod
     def unheld(cls) -> models.Q:
@@ -321,8 +343,7 @@ class GuardedModel(models.Model):
         for name, value in stamps.items():
             if name not in given:
                 setattr(self, name, getattr(self, name) + 1 if value is PLUS_ONE else value)
-        self.derive()
-        return set(stamps)
+        return {*stamps, *self.derive()}
 
     def _given(self) -> set[str]:
         """Fields whose values are the caller's, so that no stamp may replace them."""
@@ -390,6 +411,10 @@ class GuardedModel(models.Model):
     def _prepare_birth(self, now: datetime) -> None:
         """A row begins at version 1 with the timestamps that its state implies."""
         self.version = 1
+        for name, value in self.birth_stamps(self._state_now(), now).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        self.derive()
         info = self.transition_info if isinstance(self.transition_info, dict) else {}
         self.transition_info = {"actor": current_actor(), **info, "version": 1}
 
@@ -404,14 +429,7 @@ class GuardedModel(models.Model):
         stamped = self._apply_stamps(old, new, now)
         self.version = version + 1
         self.transition_info = self._info_for(version + 1)
-        return stamped | self._changed() & self._derived_names() | {
-            self.state_field,
-            "version",
-            "transition_info",
-        }
-
-    def _derived_names(self) -> set[str]:
-        return set(self.derived_columns({name: None for name in self._changed()}))
+        return stamped | {self.state_field, "version", "transition_info"}
 
     def _info_for(self, version: int) -> dict[str, Any]:
         given = self.transition_info if self.transition_info != self._loaded.get(

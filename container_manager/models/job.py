@@ -299,10 +299,20 @@ class ContainerJob(GuardedModel):
         end = models.Value(change["completed_at"], output_field=models.DateTimeField())
         return {"duration_ms": MillisecondsBetween(launched, end)} if change["completed_at"] else {}
 
-    def derive(self) -> None:
+    def derive(self) -> set[str]:
         if self.launched_at and self.completed_at and self.duration_ms is None:
             took = (self.completed_at - self.launched_at) / timedelta(milliseconds=1)
             self.duration_ms = max(0, round(took))
+        return {"duration_ms"} if self.completed_at else set()
+
+    @classmethod
+    def birth_stamps(cls, state: str, now: datetime) -> dict[str, Any]:
+        implied = {
+            "queued_at": (JobStatus.QUEUED,),
+            "launched_at": states.LAUNCHED,
+            "completed_at": states.ENDED,
+        }
+        return {column: now for column, known_in in implied.items() if state in known_in}
 
     @classmethod
     def unheld(cls) -> models.Q:
@@ -435,7 +445,8 @@ class ContainerJob(GuardedModel):
             raise ValidationError({"image": message})
 
     def save(self, **options: Any) -> None:
-        self.command = validators.split_command(self.command)
+        if isinstance(self.__dict__.get("command"), str):
+            self.command = validators.split_command(self.command)
         super().save(**options)
 
 

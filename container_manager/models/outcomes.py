@@ -236,6 +236,20 @@ def end_attempts(using: str, claimant: Claimant, endings: Sequence[Ending]) -> s
     )
 
 
+def note_cleaned_up(using: str, keys: Sequence[dict[str, Any]]) -> set[UUID]:
+    """Mark ended attempts as cleaned up."""
+    connection = connections[using]
+    rows, given = given_rows(connection, keys, _KEY)
+    return _touched(
+        connection,
+        f"""
+        UPDATE job_attempts AS a SET cleaned_up = TRUE, updated_at = {clock(connection)}
+        FROM {rows} WHERE a.job_id = g.job_id AND a.attempt = g.attempt AND a.phase = 'done'""",
+        [given],
+        returning="a.job_id",
+    )
+
+
 def end_jobs(using: str, claimant: Claimant, endings: Iterable[Ending]) -> set[UUID]:
     """Move the jobs of attempts that just ended out of `running`; returns those that moved."""
     columns = {

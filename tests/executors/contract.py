@@ -137,7 +137,7 @@ class ExecutorContract:
     """Variables a job may see without having named them."""
     short_jobs = 20
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def instance(self) -> str:
         return f"test-{uuid.uuid4().hex[:12]}"
 
@@ -233,7 +233,9 @@ class ExecutorContract:
     ) -> None:
         if "memory_limit_mb" not in executor.capabilities().limits:
             pytest.skip("this executor does not limit memory here")
-        spec = make_spec("exec tail -c 300000000 /dev/zero", memory_limit_mb=32)
+        spec = make_spec(
+            "head -c 400000000 /dev/zero | tail -c 300000000 >/dev/null", memory_limit_mb=32
+        )
 
         outcome = finish(executor, spec).outcome
 

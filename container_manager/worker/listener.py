@@ -1,0 +1,54 @@
+"""Wakes the worker when PostgreSQL says that there is something to look at. Only a hint."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from django.db import connections
+
+from container_manager.models.job import WAKE_CHANNEL
+
+logger = logging.getLogger("container_manager")
+
+RETRY_SECONDS = 5.0
+
+
+class Listener:
+    """LISTEN over a connection of its own, which no pool and no PgBouncer may share."""
+
+    def __init__(self, wake: Callable[[], None], using: str = "default") -> None:
+        self._wake = wake
+        self._using = using
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
+
+    def start(self) -> None:
+        if connections[self._using].vendor == "postgresql":
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+
+    def _run(self) -> None:
+        import psycopg
+
+        while not self._ended.is_set():
+            try:
+                self._listen()
+            except psycopg.Error as error:
+                logger.warning("Worker: not listening, polling only: %s", str(error).strip())
+                self._ended.wait(RETRY_SECONDS)
+
+    def _listen(self) -> None:
+        import psycopg
+
+        given = connections[self._using].get_connection_params()
+        ours = {"cursor_factory", "context", "prepare_threshold", "pool", "row_factory"}
+        parameters = {key: value for key, value in given.items() if key not in ours}
+        with psycopg.connect(**parameters, autocommit=True) as connection:
+            connection.execute(f"LISTEN {WAKE_CHANNEL}")
+            while not self._ended.is_set():
+                for _ in connection.notifies(timeout=1.0, stop_after=1):
+                    self._wake()

@@ -1,0 +1,355 @@
+"""The worker process: claims jobs, runs them, records what they did, looks after the dead."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from uuid import UUID
+
+from django.db import InterfaceError, OperationalError, connection
+
+from container_manager import __version__, conf, ids, lifecycle
+from container_manager.models import ContainerJob, Installation, JobLog, Queue, Worker
+from container_manager.models.leases import Claimant, Lease
+from container_manager.states import JobStatus, StopKind, Stream
+from container_manager.worker.engines import Engines
+from container_manager.worker.heartbeat import Heartbeat
+from container_manager.worker.listener import Listener
+from container_manager.worker.output import Output
+from container_manager.worker.recorder import Recorder
+from container_manager.worker.rescuer import Rescuer
+from container_manager.worker.runner import Run, run_inline
+from container_manager.worker.sweeper import Sweeper
+from container_manager.worker.upkeep import ExpireWaiting, RequeueRetries, SweepRemains
+
+logger = logging.getLogger("container_manager")
+
+SWEEP_REMAINS_SECONDS = 30.0
+LONGEST_TICK = 0.5
+
+
+class Every:
+    """True once in so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._next = 0.0
+
+    def is_due(self, now: float) -> bool:
+        if now < self._next:
+            return False
+        self._next = now + self._seconds
+        return True
+
+    def left(self, now: float) -> float:
+        return max(0.0, self._next - now)
+
+
+class WorkerLoop:
+    """One worker from registration to its orderly end.
+
+    >>> WorkerLoop(concurrency=4, until_idle=True).run()  # doctest: +SKIP
+    0
+    """
+
+    def __init__(
+        self,
+        *,
+        queues: Sequence[str] = (),
+        concurrency: int | None = None,
+        executors: Collection[str] = (),
+        until_idle: bool = False,
+        name: str = "",
+    ) -> None:
+        settings = conf.settings
+        self._settings = settings
+        self._until_idle = until_idle
+        self._concurrency = concurrency or settings.CONCURRENCY
+        self._queues = tuple(queues)
+        self._engines = Engines(executors)
+        hostname = socket.gethostname()
+        self._worker = Worker(
+            id=ids.uuid7(),
+            name=name or f"{hostname}-{os.getpid()}",
+            hostname=hostname,
+            pid=os.getpid(),
+            concurrency=self._concurrency,
+            queues=list(queues),
+            version=__version__,
+        )
+        self._claimant = Claimant(self._worker.id, self._worker.name, (), self._queues)
+        self._woken = threading.Event()
+        self._look = threading.Event()
+        self._draining = threading.Event()
+        self._recorder = Recorder(self._claimant, self._woken.set, settings.LOG_FLUSH_SECONDS)
+        self._sweeper = Sweeper()
+        self._heartbeat = Heartbeat(self._worker, settings.LEASE_SECONDS / 3)
+        self._listener = Listener(self._wake_to_look)
+        self._rescuer = Rescuer(self._worker.id, settings.LEASE_SECONDS)
+        self._runs: dict[UUID, Run | None] = {}
+        """What is under way by job; None for what runs inside this process."""
+        self._instance = ""
+        self._found_nothing = False
+        sqlite = connection.vendor == "sqlite"
+        self._poll = Every(settings.SQLITE_POLL_SECONDS if sqlite else settings.POLL_SECONDS)
+        self._ask = Every(settings.REQUEST_POLL_SECONDS)
+        self._rescue = Every(settings.LEASE_SECONDS / 3)
+        self._offer = Every(settings.UPKEEP_SECONDS)
+        self._duties: list[tuple[Every, Callable[[], None]]] = [
+            (Every(settings.UPKEEP_SECONDS), RequeueRetries()),
+            (Every(settings.UPKEEP_SECONDS), ExpireWaiting()),
+        ]
+
+    # From outside
+
+    def drain(self) -> None:
+        """Claim nothing more, leave what can go on without this worker, end in order."""
+        self._draining.set()
+        self._woken.set()
+
+    def _wake_to_look(self) -> None:
+        self._look.set()
+        self._woken.set()
+
+    # The life of the process
+
+    def run(self) -> int:
+        """Work until drained or, with `until_idle`, until there is nothing left. Exit code."""
+        self._begin()
+        try:
+            while not self._draining.is_set() and not self._is_idle():
+                self._woken.wait(self._seconds_to_wait())
+                self._woken.clear()
+                self._surviving_outages(self._tick)
+                if not self._heartbeat.is_alive:
+                    logger.error("Worker %s: its heartbeat ended; stopping", self._worker.name)
+                    return 1
+        finally:
+            self._leave()
+        return 0
+
+    def _begin(self) -> None:
+        self._engines.start()
+        self._instance = Installation.instance()
+        self._duties.append(
+            (Every(SWEEP_REMAINS_SECONDS), SweepRemains(self._engines, self._instance))
+        )
+        self._worker.offers = self._engines.described()
+        self._worker.save(force_insert=True)
+        self._heartbeat.start()
+        self._listener.start()
+        logger.info(
+            "Worker %s: started, %s at once, queues %s, executors %s",
+            self._worker.name,
+            self._concurrency,
+            ", ".join(self._queues) or "all",
+            ", ".join(self._worker.offers) or "none that answers",
+        )
+
+    def _seconds_to_wait(self) -> float:
+        now = time.monotonic()
+        waits = [self._poll.left(now), LONGEST_TICK]
+        if self._runs:
+            waits += [self._ask.left(now), self._settings.LOG_FLUSH_SECONDS]
+            waits += [run.deadline - now for run in self._runs.values() if run and run.deadline]
+        return max(0.0, min(waits))
+
+    def _surviving_outages(self, step: Callable[[], None]) -> None:
+        """The database may be away: nothing is lost, everything is tried again."""
+        try:
+            step()
+        except (OperationalError, InterfaceError) as error:
+            logger.warning("Worker %s: database: %s", self._worker.name, str(error).strip())
+            connection.close()
+            self._draining.wait(random.uniform(0.2, 1.0))  # noqa: S311
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._record()
+        self._answer_requests(now)
+        self._enforce_deadlines(now)
+        if self._offer.is_due(now):
+            self._renew_offers()
+        if self._rescue.is_due(now):
+            self._adopt_orphans()
+        for every, duty in self._duties:
+            if every.is_due(now):
+                duty()
+        self._claim(now)
+
+    # Recording
+
+    def _record(self) -> None:
+        for job_id, was_ours in self._recorder.flush().items():
+            run = self._runs.pop(job_id, None)
+            if run is not None and was_ours:
+                self._sweeper.sweep(run.lease, run.executor, run.execution)
+        for job_id, run in list(self._runs.items()):
+            if run is not None and run.is_lost:
+                del self._runs[job_id]
+        self._sweeper.record()
+
+    # Claiming
+
+    @property
+    def _free(self) -> int:
+        return self._concurrency - len(self._runs)
+
+    def _claim(self, now: float) -> None:
+        if self._free <= 0 or not self._should_look(now):
+            return
+        asked = min(self._free, self._settings.CLAIM_BATCH)
+        leases = lifecycle.claim(self._claimant, asked)
+        self._found_nothing = len(leases) < asked
+        if leases:
+            self._start(leases)
+            self._woken.set()
+
+    def _should_look(self, now: float) -> bool:
+        """After a full catch at once; else when woken, or when it is time to poll."""
+        woken = self._look.is_set()
+        self._look.clear()
+        return self._poll.is_due(now) or woken or not self._found_nothing
+
+    def _start(self, leases: Sequence[Lease]) -> None:
+        inline: dict[str, list[Lease]] = {}
+        for lease in leases:
+            if self._engines[lease.executor].capabilities.in_process:
+                inline.setdefault(lease.executor, []).append(lease)
+                self._runs[lease.job_id] = None
+            else:
+                self._start_run(lease)
+        for alias, batch in inline.items():
+            arguments = (batch, self._engines[alias].executor, self._instance, self._recorder)
+            threading.Thread(target=run_inline, args=arguments, daemon=True).start()
+
+    def _start_run(self, lease: Lease) -> None:
+        executor = self._engines[lease.executor].executor
+        output = self._output_of(lease)
+        run = Run(lease, executor, self._instance, self._recorder, output)
+        self._runs[lease.job_id] = run
+        run.thread.start()
+
+    def _output_of(self, lease: Lease) -> Output:
+        cap = self._settings.LOG_CAP_BYTES
+        if not lease.adopted:
+            return Output(lease, cap, {}, wake=self._woken.set)
+        ends = JobLog.objects.ends(lease.job_id, lease.attempt)
+        stored = JobLog.objects.filter(
+            job_id=lease.job_id, attempt=lease.attempt, stream=Stream.STDOUT
+        )
+        last = stored.order_by("-offset").values_list("data", flat=True)[:2]
+        tail = b"".join(bytes(data) for data in reversed(last))
+        return Output(lease, cap, ends, tail, wake=self._woken.set)
+
+    # Stopping jobs
+
+    def _answer_requests(self, now: float) -> None:
+        if not self._runs or not (self._ask.is_due(now) or self._look.is_set()):
+            return
+        asked = lifecycle.requests([job_id for job_id, run in self._runs.items() if run])
+        for kind in (StopKind.KILL, StopKind.CANCEL):
+            self._stop([job_id for job_id, wanted in asked.items() if wanted == kind], kind)
+
+    def _enforce_deadlines(self, now: float) -> None:
+        late = [
+            job_id
+            for job_id, run in self._runs.items()
+            if run is not None and run.deadline is not None and run.deadline <= now
+        ]
+        self._stop(late, StopKind.TIMEOUT)
+
+    def _stop(self, job_ids: Collection[UUID], kind: StopKind) -> None:
+        """Commit that they are about to be signalled, then signal those that are still ours."""
+        runs = [run for job_id in job_ids if (run := self._runs.get(job_id)) and run.may_ask(kind)]
+        if not runs:
+            return
+        mine = lifecycle.signalled(self._claimant, [run.lease for run in runs], kind)
+        for run in runs:
+            if run.lease.job_id in mine:
+                run.stop(kind)
+            else:
+                run.let_go()
+
+    # Offers and orphans
+
+    def _renew_offers(self) -> None:
+        others = Worker.objects.exclude(pk=self._worker.pk).values_list("offers", flat=True)
+        offers = self._engines.offers(others)
+        self._claimant = replace(self._claimant, offers=offers)
+        described = self._engines.described()
+        if described != self._worker.offers:
+            self._worker.offers = described
+            Worker.objects.filter(pk=self._worker.pk).update(offers=described)
+
+    def _adopt_orphans(self) -> None:
+        most = max(self._concurrency, 1)
+        for lease in self._rescuer.rescue(self._claimant, self._engines, most):
+            self._start_run(lease)
+
+    # The end
+
+    def _is_idle(self) -> bool:
+        if not self._until_idle or self._runs or not self._found_nothing:
+            return False
+        if not (self._recorder.is_empty and self._sweeper.is_idle):
+            return False
+        return not self._something_waits()
+
+    def _something_waits(self) -> bool:
+        """Would something here run by itself, now or after a backoff?"""
+        jobs = ContainerJob.objects.all()
+        if self._queues:
+            jobs = jobs.filter(queue__in=self._queues)
+        jobs = jobs.exclude(queue__in=Queue.objects.filter(paused=True).values("name"))
+        if jobs.filter(status=JobStatus.RETRYING).exists():
+            return True
+        served = {(offer.executor, offer.isolation) for offer in self._claimant.offers}
+        lanes = jobs.ready().order_by().values_list("executor", "isolation").distinct()
+        return any(lane in served for lane in lanes)
+
+    def _leave(self) -> None:
+        """Stop what cannot outlive this worker, let go of the rest, write what is left."""
+        ends_at = time.monotonic() + self._settings.DRAIN_SECONDS
+        self._surviving_outages(self._announce_drain)
+        while self._runs and time.monotonic() < ends_at:
+            self._woken.wait(0.05)
+            self._woken.clear()
+            self._surviving_outages(self._drain_tick)
+        while not self._sweeper.is_idle and time.monotonic() < ends_at:
+            time.sleep(0.01)
+        self._surviving_outages(self._sweeper.record)
+        self._listener.stop()
+        self._heartbeat.stop()
+        self._surviving_outages(self._unregister)
+        self._engines.stop()
+        connection.close()
+        logger.info("Worker %s: ended", self._worker.name)
+
+    def _announce_drain(self) -> None:
+        Worker.objects.filter(pk=self._worker.pk).update(draining=True)
+
+    def _drain_tick(self) -> None:
+        self._record()
+        ours = {job_id: run for job_id, run in self._runs.items() if run is not None}
+        bound = [
+            job_id
+            for job_id, run in ours.items()
+            if not self._engines[run.lease.executor].capabilities.outlives_worker
+        ]
+        self._answer_requests(time.monotonic())
+        self._stop(bound, StopKind.DRAIN)
+        for job_id, run in ours.items():
+            if job_id not in bound and run.has_started:
+                run.let_go()
+                self._runs.pop(job_id, None)
+
+    def _unregister(self) -> None:
+        """Without its row everything it held is an orphan at once."""
+        Worker.objects.filter(pk=self._worker.pk).delete()

@@ -1,0 +1,143 @@
+"""The output of one running attempt on its way into the database."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from container_manager.executors.base import CHUNK_BYTES, Chunk
+from container_manager.models.leases import Lease
+from container_manager.models.outcomes import LogChunk
+from container_manager.models.sql import storable
+from container_manager.states import Stream
+
+PENDING_BYTES = 1024 * 1024
+"""A job that prints faster than the database writes waits when so much is unwritten."""
+
+OUTPUT_BYTES = 64 * 1024
+"""So much of the end of stdout stands on the job itself."""
+
+Fallen = tuple[Lease, str, int, int]
+
+
+class _StreamState:
+    def __init__(self, end: int) -> None:
+        self.end = end
+        self.pending: deque[tuple[int, bytes]] = deque()
+        self.pending_bytes = 0
+
+    def written(self, pieces: list[tuple[int, bytes]]) -> None:
+        """Forget the pieces that are written; some may have been forgotten meanwhile."""
+        gone = {offset for offset, _ in pieces}
+        self.pending = deque(piece for piece in self.pending if piece[0] not in gone)
+        self.pending_bytes = sum(len(data) for _, data in self.pending)
+
+
+class Output:
+    """Takes chunks from the job's thread, gives them to the recorder, keeps head and tail.
+
+    Of each stream the first half of the cap is kept, and the last half; what is between is counted
+    by the hole that it leaves in the offsets.
+    """
+
+    def __init__(
+        self,
+        lease: Lease,
+        cap: int,
+        ends: Mapping[str, int],
+        last_stdout: bytes = b"",
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.lease = lease
+        self._wake = wake
+        self._head = cap - cap // 2
+        self._tail = cap // 2
+        self._streams = {str(stream): _StreamState(ends.get(stream, 0)) for stream in Stream}
+        self._last_stdout = bytearray(last_stdout)
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def ends(self) -> dict[str, int]:
+        """Where to go on reading, stream by stream."""
+        return {name: state.end for name, state in self._streams.items()}
+
+    def is_beyond_cap(self, stream: str) -> bool:
+        return self._streams[stream].end > self._head + self._tail
+
+    def add(self, chunk: Chunk) -> None:
+        """Take one chunk; waits while too much is unwritten."""
+        with self._changed:
+            state = self._streams[chunk.stream]
+            room = max(PENDING_BYTES, self._tail)
+            self._changed.wait_for(lambda: self._closed or state.pending_bytes < room)
+            for offset, data in self._split(chunk):
+                state.pending.append((offset, data))
+                state.pending_bytes += len(data)
+            state.end = chunk.offset + len(chunk.data)
+            self._forget_middle(state)
+            if chunk.stream == Stream.STDOUT:
+                self._last_stdout += chunk.data
+                del self._last_stdout[:-OUTPUT_BYTES]
+        if self.is_full:
+            self._wake()
+
+    def _split(self, chunk: Chunk) -> list[tuple[int, bytes]]:
+        """Cut where the head ends, so that a stored chunk is either head or tail."""
+        cut = self._head - chunk.offset
+        if 0 < cut < len(chunk.data):
+            return [(chunk.offset, chunk.data[:cut]), (self._head, chunk.data[cut:])]
+        return [(chunk.offset, chunk.data)]
+
+    def _forget_middle(self, state: _StreamState) -> None:
+        """What no longer belongs to the tail need not be written at all."""
+        oldest = state.end - self._tail
+        kept: deque[tuple[int, bytes]] = deque()
+        while state.pending and state.pending[0][0] < self._head:
+            kept.append(state.pending.popleft())
+        while state.pending and state.pending[0][0] + len(state.pending[0][1]) <= oldest:
+            state.pending_bytes -= len(state.pending.popleft()[1])
+        state.pending.extendleft(reversed(kept))
+
+    @property
+    def is_full(self) -> bool:
+        """So much is unwritten that the job's thread will soon have to wait."""
+        return any(state.pending_bytes > PENDING_BYTES // 2 for state in self._streams.values())
+
+    @contextmanager
+    def taking(self) -> Iterator[tuple[list[LogChunk], list[Fallen]]]:
+        """All that is unwritten, and the ranges that fell out of the tail.
+
+        Stays unwritten when the block fails, so that it is taken again.
+        """
+        with self._changed:
+            taken = {name: list(state.pending) for name, state in self._streams.items()}
+        chunks = [
+            LogChunk(**self.lease.key, stream=name, offset=offset, data=data)
+            for name, pieces in taken.items()
+            for offset, data in pieces
+        ]
+        yield chunks, self._fallen({chunk.stream for chunk in chunks})
+        with self._changed:
+            for name, pieces in taken.items():
+                self._streams[name].written(pieces)
+            self._changed.notify_all()
+
+    def _fallen(self, names: set[str]) -> list[Fallen]:
+        return [
+            (self.lease, name, self._head, self._streams[name].end - self._tail - CHUNK_BYTES + 1)
+            for name in names
+            if self._streams[name].end - self._tail - CHUNK_BYTES > self._head
+        ]
+
+    def close(self) -> None:
+        """Nobody will write any more: let the job's thread go on."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def last_text(self) -> str:
+        """The end of stdout as text."""
+        return storable(bytes(self._last_stdout).decode("utf-8", "replace"))

@@ -1,0 +1,163 @@
+"""Gathers what the job threads report and writes it in batches, on the worker's main thread.
+
+Job threads never touch the database. What could not be written, because the database was away,
+stays here and is written when it is back.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import fields, replace
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Sum
+from django.db.models.functions import Length
+
+from container_manager import lifecycle
+from container_manager.faults import reached
+from container_manager.models import JobLog
+from container_manager.models.leases import Claimant, Lease
+from container_manager.models.outcomes import Ending, Progress
+from container_manager.states import Stream
+from container_manager.worker.output import Output
+
+LOG_BATCH_BYTES = 8 * 1024 * 1024
+
+
+class Recorder:
+    """The only way from a job's thread into the database."""
+
+    def __init__(self, claimant: Claimant, wake: Callable[[], None], log_seconds: float) -> None:
+        self._claimant = claimant
+        self._wake = wake
+        self._log_seconds = log_seconds
+        self._lock = threading.Lock()
+        self._steps: list[tuple[Progress, Future[bool]]] = []
+        self._endings: list[tuple[Ending, Output | None]] = []
+        self._outputs: dict[UUID, Output] = {}
+        self._logs_written_at = time.monotonic()
+
+    # Called by job threads
+
+    def step(self, lease: Lease, phase: str, **facts: Any) -> Future[bool]:
+        """Report how far an attempt has come; the result says whether it is still held."""
+        future: Future[bool] = Future()
+        with self._lock:
+            self._steps.append((Progress(**lease.key, phase=phase, **facts), future))
+        self._wake()
+        return future
+
+    def follow(self, output: Output) -> None:
+        """Write what comes into `output` until its attempt has ended."""
+        with self._lock:
+            self._outputs[output.lease.job_id] = output
+
+    def end(self, ending: Ending, output: Output | None = None) -> None:
+        """Report the end of an attempt; its output is written before."""
+        with self._lock:
+            self._endings.append((ending, output))
+        self._wake()
+
+    def forget(self, lease: Lease) -> None:
+        """The attempt is somebody else's: write nothing more of it."""
+        with self._lock:
+            output = self._outputs.pop(lease.job_id, None)
+        if output is not None:
+            output.close()
+
+    # Called by the main thread
+
+    @property
+    def is_empty(self) -> bool:
+        with self._lock:
+            return not self._steps and not self._endings
+
+    def flush(self) -> dict[UUID, bool]:
+        """Write what there is; returns the ended jobs, and whether their attempt was ours."""
+        self._write_steps()
+        with self._lock:
+            endings = list(self._endings)
+        self._write_logs(endings)
+        return self._write_endings(endings)
+
+    def _write_steps(self) -> None:
+        with self._lock:
+            steps = list(self._steps)
+        if not steps:
+            return
+        held = lifecycle.progress(self._claimant, _merged(step for step, _ in steps))
+        with self._lock:
+            del self._steps[: len(steps)]
+        for step, future in steps:
+            future.set_result(step.job_id in held)
+
+    def _write_logs(self, endings: list[tuple[Ending, Output | None]]) -> None:
+        now = time.monotonic()
+        due = now - self._logs_written_at >= self._log_seconds
+        with self._lock:
+            ended = [output for _, output in endings if output is not None]
+            outputs = {id(output): output for output in ended}
+            outputs |= {id(output): output for output in self._outputs.values() if due or output.is_full}
+        if due:
+            self._logs_written_at = now
+        for output in outputs.values():
+            with output.taking() as (chunks, fallen):
+                if chunks:
+                    reached("U1")
+                    lifecycle.keep_chunks(self._claimant, chunks, fallen)
+                    reached("U2")
+
+    def _write_endings(self, endings: list[tuple[Ending, Output | None]]) -> dict[UUID, bool]:
+        if not endings:
+            return {}
+        reached("X3")
+        mine = lifecycle.finish(self._claimant, [_complete(*each) for each in endings])
+        reached("X4")
+        with self._lock:
+            del self._endings[: len(endings)]
+            for ending, _ in endings:
+                self._outputs.pop(ending.job_id, None)
+        return {ending.job_id: ending.job_id in mine for ending, _ in endings}
+
+
+def _merged(steps: Iterable[Progress]) -> list[Progress]:
+    """One step for each attempt: the latest phase, and every fact that was told."""
+    latest: dict[UUID, Progress] = {}
+    for step in steps:
+        before = latest.get(step.job_id)
+        if before is not None:
+            told = {
+                field.name: getattr(before, field.name)
+                for field in fields(Progress)
+                if getattr(step, field.name) is None
+            }
+            step = replace(step, **told)
+        latest[step.job_id] = step
+    return list(latest.values())
+
+
+def _complete(ending: Ending, output: Output | None) -> Ending:
+    """The ending with what is known of the output."""
+    if output is None:
+        return ending
+    ends = output.ends()
+    return replace(
+        ending,
+        output=output.last_text,
+        stdout_bytes=ends[Stream.STDOUT],
+        stderr_bytes=ends[Stream.STDERR],
+        stdout_omitted=_omitted(ending, output, Stream.STDOUT),
+        stderr_omitted=_omitted(ending, output, Stream.STDERR),
+    )
+
+
+def _omitted(ending: Ending, output: Output, stream: Stream) -> int:
+    if not output.is_beyond_cap(stream):
+        return 0
+    chunks = JobLog.objects.filter(job_id=ending.job_id, attempt=ending.attempt, stream=stream)
+    kept = chunks.order_by().aggregate(kept=Sum(Length("data")))["kept"] or 0
+    return output.ends()[stream] - int(kept)

@@ -1,0 +1,332 @@
+"""One attempt from its start to its end, on a thread of its own. Never touches the database."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from container_manager import lifecycle
+from container_manager.executors.base import (
+    Barred,
+    EngineUnavailable,
+    Execution,
+    Executor,
+    ExecutorError,
+    JobSpec,
+    LaunchFailed,
+    Outcome,
+    StartCancelled,
+)
+from container_manager.faults import reached
+from container_manager.models.leases import Lease
+from container_manager.states import Phase, Reason, StopKind
+from container_manager.worker.output import Output
+from container_manager.worker.recorder import Recorder
+
+logger = logging.getLogger("container_manager")
+
+T = TypeVar("T")
+
+STRENGTH = (
+    StopKind.DRAIN,
+    StopKind.START_TIMEOUT,
+    StopKind.TIMEOUT,
+    StopKind.CANCEL,
+    StopKind.KILL,
+)
+"""Stops from the weakest to the strongest: the strongest that reached the job names its end."""
+
+FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0
+NOTHING_RAN = Outcome(exit_code=None)
+
+
+class LeaseLost(Exception):
+    """The attempt is somebody else's now: write nothing, start nothing, stop nothing."""
+
+
+def spec_of(lease: Lease, instance: str) -> JobSpec:
+    """What the executor is told of an attempt."""
+    own = {"CM_JOB_ID": str(lease.job_id), "CM_ATTEMPT": str(lease.attempt)}
+    return JobSpec(
+        name=lease.name,
+        instance=instance,
+        job_id=str(lease.job_id),
+        attempt=lease.attempt,
+        command=tuple(lease.command),
+        image=lease.image,
+        working_dir=lease.working_dir,
+        environment={**lease.environment, **own},
+        pull_policy=lease.pull_policy,
+        isolation=lease.isolation,
+        network=lease.network,
+        cpu_limit=lease.cpu_limit,
+        memory_limit_mb=lease.memory_limit_mb,
+        pids_limit=lease.pids_limit,
+    )
+
+
+def strongest(kinds: Sequence[StopKind]) -> StopKind | None:
+    return max(kinds, key=STRENGTH.index, default=None)
+
+
+class Run:
+    """One attempt under way: prepare, start, watch, collect, finish."""
+
+    def __init__(
+        self, lease: Lease, executor: Executor, instance: str, recorder: Recorder, output: Output
+    ) -> None:
+        self.lease = lease
+        self.executor = executor
+        self.spec = spec_of(lease, instance)
+        self.execution: Execution | None = None
+        self.deadline: float | None = None
+        """On the monotonic clock, once it has started."""
+        self.asked: StopKind | None = None
+        """The strongest stop that was begun here."""
+        self._recorder = recorder
+        self._output = output
+        self._lost = threading.Event()
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._started = threading.Event()
+        self._stoppers: list[threading.Thread] = []
+        self._reached_alive: list[StopKind] = []
+        self._unreachable = False
+        self.thread = threading.Thread(target=self.run, name=lease.name, daemon=True)
+
+    # What the worker's main thread may ask
+
+    @property
+    def is_lost(self) -> bool:
+        return self._lost.is_set()
+
+    @property
+    def has_started(self) -> bool:
+        return self._started.is_set()
+
+    def let_go(self) -> None:
+        """Somebody else holds it, or will: stop watching it, leave it running."""
+        self._lost.set()
+        self._recorder.forget(self.lease)
+
+    def may_ask(self, kind: StopKind) -> bool:
+        """Would this stop be stronger than what was begun?"""
+        return self.asked is None or STRENGTH.index(kind) > STRENGTH.index(self.asked)
+
+    def stop(self, kind: StopKind) -> None:
+        """Begin to stop it; the request is committed. Returns at once."""
+        with self._lock:
+            self.asked = kind
+            self._cancelled.set()
+            stopper = threading.Thread(target=self._stop, args=[kind], daemon=True)
+            self._stoppers.append(stopper)
+        stopper.start()
+
+    def _stop(self, kind: StopKind) -> None:
+        self._started.wait()
+        if self.execution is None or self.is_lost:
+            return
+        execution = self.execution
+        grace = 0.0 if kind == StopKind.KILL else float(self.lease.stop_grace_seconds)
+        reached("K1")
+        try:
+            alive = self._patiently(lambda: self.executor.stop(execution, grace=grace))
+        except LeaseLost:
+            return
+        reached("K2")
+        if alive:
+            self._reached_alive.append(kind)
+
+    # The run, step by step
+
+    def run(self) -> None:
+        try:
+            self._end(*self._from_start_to_end())
+        except (LeaseLost, Barred):
+            self.let_go()
+        except Exception:
+            logger.exception("Job %s: its thread failed; the attempt is given up", self.lease.job_id)
+            self.let_go()
+        finally:
+            self._started.set()
+
+    def _from_start_to_end(self) -> tuple[Outcome, StopKind | None]:
+        try:
+            execution = self._prepare()
+            if execution is None:
+                return self._proven_absent(), None
+            execution = self._start(execution)
+        except StartCancelled:
+            return self._never_started()
+        except LaunchFailed as failure:
+            return Outcome(None, reason=failure.reason, error=str(failure)), None
+        self._watch(execution)
+        return self._collect(execution)
+
+    def _prepare(self) -> Execution | None:
+        """The created execution, or the one that an earlier worker left; None when that is gone."""
+        if self.lease.adopted:
+            return self._find_or_bar()
+        self._recorder.step(self.lease, Phase.PULLING if self.spec.image else Phase.CLAIMED)
+        reached("R1")
+        return self._patiently(
+            lambda: self.executor.create_or_adopt(
+                self.spec,
+                timeout=float(self.lease.start_timeout_seconds),
+                cancelled=self._cancelled,
+            )
+        )
+
+    def _find_or_bar(self) -> Execution | None:
+        """Before it is said to be absent, a late create by its old worker is made impossible."""
+        while True:
+            found = self._patiently(lambda: self.executor.find(self.lease.name, self.spec.instance))
+            if found is not None:
+                return found
+            if self._patiently(lambda: self.executor.bar(self.spec)):
+                return None
+
+    def _proven_absent(self) -> Outcome:
+        return Outcome(None, reason=Reason.WORKER_LOST, error=Reason.WORKER_LOST.meaning)
+
+    def _start(self, execution: Execution) -> Execution:
+        """Start it, if it is still ours: the one step that must never be taken twice."""
+        reached("R3")
+        self.execution = execution
+        self._still_held(Phase.CREATED, execution)
+        reached("R4")
+        with self._lock:
+            if self._cancelled.is_set() and not execution.started:
+                raise StartCancelled
+        execution = self._patiently(lambda: self.executor.start(execution))
+        reached("R5")
+        self.execution = execution
+        self._set_deadline(execution)
+        if self.lease.stop_kind and not execution.running:
+            self._reached_alive.append(StopKind(self.lease.stop_kind))
+        self._recorder.step(
+            self.lease,
+            Phase.STARTED,
+            execution_id=execution.execution_id,
+            started_at=execution.started_at,
+        )
+        self._started.set()
+        return execution
+
+    def _still_held(self, phase: Phase, execution: Execution) -> None:
+        step = self._recorder.step(
+            self.lease,
+            phase,
+            execution_id=execution.execution_id,
+            image_digest=execution.image_digest or None,
+        )
+        if not step.result():
+            raise LeaseLost
+
+    def _set_deadline(self, execution: Execution) -> None:
+        if self.lease.timeout_seconds is not None:
+            left = self.lease.timeout_seconds - execution.elapsed_seconds
+            self.deadline = time.monotonic() + left
+
+    def _never_started(self) -> tuple[Outcome, StopKind | None]:
+        if self.execution is not None:
+            created = self.execution
+            self._patiently(lambda: self.executor.remove(created))
+        return NOTHING_RAN, self.asked
+
+    def _watch(self, execution: Execution) -> None:
+        """Hand on its output until it has ended, from where the stored output ends."""
+        self._recorder.follow(self._output)
+        self._patiently(lambda: self._read(execution))
+        reached("X1")
+
+    def _read(self, execution: Execution) -> None:
+        for chunk in self.executor.attach(execution, self._output.ends()):
+            self._output.add(chunk)
+            if self.is_lost:
+                raise LeaseLost
+            self._reachable_again()
+
+    def _collect(self, execution: Execution) -> tuple[Outcome, StopKind | None]:
+        outcome = self._patiently(lambda: self._evidence(execution))
+        reached("X2")
+        with self._lock:
+            stoppers = list(self._stoppers)
+        for stopper in stoppers:
+            stopper.join()
+        reached("K3")
+        return outcome, strongest(self._reached_alive)
+
+    def _evidence(self, execution: Execution) -> Outcome:
+        try:
+            return self.executor.collect(execution)
+        except (EngineUnavailable, LaunchFailed):
+            raise
+        except ExecutorError as error:
+            if self.executor.find(execution.name, self.spec.instance) is not None:
+                raise EngineUnavailable(str(error)) from error
+            gone = "Somebody removed it from its engine; how it ended is not known."
+            return Outcome(None, reason=Reason.WORKER_LOST, error=gone)
+
+    def _end(self, outcome: Outcome, stopped: StopKind | None) -> None:
+        if self.is_lost:
+            raise LeaseLost
+        self._recorder.end(lifecycle.ending(self.lease, outcome, stopped), self._output)
+
+    # An engine that is away decides nothing
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Call again, ever more slowly, while the engine does not answer."""
+        wait = FIRST_WAIT
+        while True:
+            if self.is_lost:
+                raise LeaseLost
+            try:
+                result = call()
+            except EngineUnavailable as error:
+                self._unreachable_now(error)
+                self._lost.wait(wait)
+                wait = min(2 * wait, LONGEST_WAIT)
+            else:
+                self._reachable_again()
+                return result
+
+    def _unreachable_now(self, error: EngineUnavailable) -> None:
+        if not self._unreachable:
+            self._unreachable = True
+            logger.warning("Job %s: engine unreachable: %s", self.lease.job_id, error)
+            self._recorder.step(self.lease, self._phase, unreachable=True)
+
+    def _reachable_again(self) -> None:
+        if self._unreachable:
+            self._unreachable = False
+            self._recorder.step(self.lease, self._phase)
+
+    @property
+    def _phase(self) -> Phase:
+        if not self.has_started:
+            return Phase.CLAIMED if self.execution is None else Phase.CREATED
+        return Phase.STOPPING if self.asked else Phase.STARTED
+
+
+def run_inline(
+    leases: Sequence[Lease], executor: Executor, instance: str, recorder: Recorder
+) -> None:
+    """Run attempts that live inside the worker, one after the other."""
+    never = threading.Event()
+    for lease in leases:
+        try:
+            spec = spec_of(lease, instance)
+            execution = executor.create_or_adopt(spec, timeout=0, cancelled=never)
+            outcome = executor.collect(executor.start(execution))
+            executor.remove(execution)
+        except LaunchFailed as failure:
+            outcome = Outcome(None, reason=failure.reason, error=str(failure))
+        except Exception as error:
+            logger.exception("Job %s: failed inside the worker", lease.job_id)
+            outcome = Outcome(None, reason=Reason.LAUNCH_ERROR, error=repr(error))
+        recorder.end(replace(lifecycle.ending(lease, outcome, None), cleaned_up=True))

@@ -1,0 +1,26 @@
+"""What every test may use: tests of one database are left out on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from django.db import connection
+
+from container_manager.models import ContainerJob
+from tests.factories import JobFactory
+
+ONLY_ON = {"postgres": "postgresql", "sqlite": "sqlite"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker, vendor in ONLY_ON.items():
+            if item.get_closest_marker(marker) and connection.vendor != vendor:
+                item.add_marker(pytest.mark.skip(reason=f"speaks of {vendor} only"))
+
+
+@pytest.fixture
+def job(db: None) -> Callable[..., ContainerJob]:
+    """Makes a stored job with coherent fields: job(), job(status="running")."""
+    return JobFactory

@@ -1,0 +1,689 @@
+"""Jobs in containers of a real engine."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from container_manager.executors.base import (
+    LABEL_ATTEMPT,
+    LABEL_INSTANCE,
+    LABEL_JOB,
+    EngineUnavailable,
+    Execution,
+    JobSpec,
+    LaunchFailed,
+    StartCancelled,
+)
+from container_manager.executors.docker import BARRED_IMAGE, DockerExecutor
+from container_manager.executors.docker_http import EngineHttp
+from container_manager.states import Reason
+from tests.executors.contract import (
+    HANG_SECONDS,
+    ExecutorContract,
+    MakeSpec,
+    create,
+    finish,
+    launch,
+    read,
+    reason_of,
+    until,
+    wait_for_output,
+)
+from tests.support import docker_engine
+
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.skipif(bool(docker_engine.why_not()), reason=docker_engine.why_not()),
+]
+
+LONG_LINES = "; ".join(
+    f"head -c {size} /dev/zero | tr '\\0' {letter}; echo"
+    for size, letter in [(16383, "a"), (16384, "b"), (16385, "c"), (40000, "d"), (32768, "e")]
+)
+
+
+@contextmanager
+def _executor(**options: Any) -> Iterator[DockerExecutor]:
+    """An executor that is closed at the end."""
+    executor = DockerExecutor(**options)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+@pytest.fixture
+def executor() -> Iterator[DockerExecutor]:
+    with _executor() as executor:
+        yield executor
+
+
+@pytest.fixture
+def engine() -> Iterator[EngineHttp]:
+    with docker_engine.engine() as http:
+        yield http
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Iterator[docker_engine.FaultyLine]:
+    line = docker_engine.FaultyLine(tmp_path)
+    yield line
+    line.close()
+
+
+@pytest.fixture
+def over_line(line: docker_engine.FaultyLine) -> Iterator[DockerExecutor]:
+    """An executor whose calls can be made to fail."""
+    with _executor(base_url=line.url, timeout=2) as executor:
+        yield executor
+
+
+class TestDockerExecutor(ExecutorContract):
+    spec_defaults = {"image": docker_engine.IMAGE}
+
+    # how it is locked in
+
+    def test_a_job_is_locked_in_by_default(
+        self, executor: DockerExecutor, make_spec: MakeSpec, engine: EngineHttp
+    ) -> None:
+        container = _inspect(engine, create(executor, make_spec("true")))
+        config, host = container["Config"], container["HostConfig"]
+
+        assert host["CapDrop"] == ["ALL"]
+        assert not host["CapAdd"]
+        assert host["Privileged"] is False
+        assert host["SecurityOpt"] == ["no-new-privileges:true"]
+        assert host["ReadonlyRootfs"] is True
+        assert host["Tmpfs"] == {"/tmp": "rw,noexec,nosuid,nodev,size=64m,mode=1777"}
+        assert host["PidsLimit"] == 256
+        assert host["Memory"] == host["MemorySwap"] == 512 * 1024**2
+        assert not host["OomKillDisable"]
+        assert host["NanoCpus"] == 10**9
+        assert host["Ulimits"] == [{"Name": "nofile", "Soft": 1024, "Hard": 1024}]
+        assert host["RestartPolicy"]["Name"] == "no"
+        assert host["NetworkMode"] == "none"
+        assert config["NetworkDisabled"] is True
+        assert host["IpcMode"] == "private"
+        assert (host["PidMode"], host["UTSMode"], host["UsernsMode"]) == ("", "", "")
+        assert not host["Binds"]
+        assert not container["Mounts"]
+        assert not host["Devices"]
+        assert not host["PortBindings"]
+        assert not host["GroupAdd"]
+        assert host["AutoRemove"] is False
+        assert host["LogConfig"]["Type"] == "local"
+        assert host["LogConfig"]["Config"]["max-size"] == "32768k"
+        assert host["Runtime"] == "runc"
+        assert config["User"] == "65534:65534"
+
+    def test_a_container_carries_our_labels_and_the_image_is_recorded(
+        self, executor: DockerExecutor, make_spec: MakeSpec, engine: EngineHttp
+    ) -> None:
+        spec = make_spec("true", attempt=3)
+        execution = create(executor, spec)
+
+        assert _inspect(engine, execution)["Config"]["Labels"] == {
+            LABEL_INSTANCE: spec.instance,
+            LABEL_JOB: spec.job_id,
+            LABEL_ATTEMPT: "3",
+        }
+        assert execution.image_digest.startswith("sha256:")
+
+    def test_a_job_has_no_power_over_the_machine(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        script = (
+            "id -u; id -G; grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:' /proc/self/status; "
+            "touch /x 2>&1; cp /bin/busybox /tmp/b && /tmp/b true 2>&1; ls /sys/class/net"
+        )
+
+        said = finish(executor, make_spec(script)).stdout.decode()
+
+        assert said.startswith("65534\n65534\n")
+        assert "CapEff:\t0000000000000000" in said
+        assert "CapBnd:\t0000000000000000" in said
+        assert "NoNewPrivs:\t1" in said
+        assert "Seccomp:\t2" in said
+        assert "touch: /x: Read-only file system" in said
+        assert "/tmp/b: Permission denied" in said
+        assert said.endswith("\nlo\n")
+
+    def test_a_job_gets_the_limits_it_names(
+        self, executor: DockerExecutor, make_spec: MakeSpec, engine: EngineHttp
+    ) -> None:
+        spec = make_spec("true", cpu_limit=0.5, memory_limit_mb=64, pids_limit=16)
+        host = _inspect(engine, create(executor, spec))["HostConfig"]
+
+        assert host["Memory"] == host["MemorySwap"] == 64 * 1024**2
+        assert (host["NanoCpus"], host["PidsLimit"]) == (500_000_000, 16)
+
+    def test_a_fork_bomb_ends_at_its_limit(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        script = "for i in $(seq 50); do sleep 600 & done; echo never"
+        run = finish(executor, make_spec(script, pids_limit=12))
+
+        assert run.outcome.exit_code != 0
+        assert b"can't fork" in run.stderr
+        assert run.stdout == b""
+
+    def test_capabilities_say_what_the_engine_offers(self, executor: DockerExecutor) -> None:
+        offered = executor.capabilities()
+
+        assert "container" in offered.isolations
+        assert offered.outlives_worker
+        assert offered.engine.startswith("Docker ")
+
+    @pytest.mark.parametrize(
+        "wish",
+        [
+            {"network": "host"},
+            {"network": "bridge"},
+            {"network": "container:other"},
+            {"isolation": "process"},
+            {"isolation": "microvm"},
+            {"cpu_limit": 1000.0},
+            {"memory_limit_mb": 1},
+            {"working_dir": "relative"},
+        ],
+        ids=str,
+    )
+    def test_what_is_not_permitted_is_not_created(
+        self, executor: DockerExecutor, make_spec: MakeSpec, wish: dict[str, Any]
+    ) -> None:
+        spec = make_spec("true", **wish)
+
+        assert reason_of(executor, spec) == Reason.NOT_PERMITTED
+        assert executor.find(spec.name, spec.instance) is None
+
+    def test_a_network_is_given_only_where_it_is_allowed(
+        self, make_spec: MakeSpec, engine: EngineHttp
+    ) -> None:
+        with _executor(allowed_networks=("bridge",)) as executor:
+            container = _inspect(engine, create(executor, make_spec("true", network="bridge")))
+
+        assert container["HostConfig"]["NetworkMode"] == "bridge"
+        assert not container["Config"].get("NetworkDisabled")
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"base_url": "tcp://127.0.0.1:2375"}, "without TLS"),
+            ({"base_url": "http://127.0.0.1:2375"}, "no engine address"),
+            ({"base_url": "tcp://127.0.0.1:2376", "tls_certificates": "/nowhere"}, "ca.pem"),
+            ({"user": "0:0"}, "root"),
+            ({"user": "65534:0"}, "root"),
+            ({"user": "nobody"}, "numbers"),
+            ({"allowed_networks": ("host",)}, "host"),
+            ({"allowed_networks": ("container:x",)}, "container:x"),
+        ],
+        ids=str,
+    )
+    def test_dangerous_options_are_refused(self, options: dict[str, Any], words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            DockerExecutor(**options)
+
+    # strangers
+
+    def test_a_strangers_container_is_never_touched(
+        self, executor: DockerExecutor, make_spec: MakeSpec, engine: EngineHttp
+    ) -> None:
+        spec = make_spec("true")
+        stranger = _create_stranger(engine, spec.name)
+        handle = Execution(name=spec.name, execution_id=stranger)
+        try:
+            with pytest.raises(LaunchFailed) as refusal:
+                create(executor, spec)
+            assert executor.find(spec.name, spec.instance) is None
+            assert executor.list_names(spec.instance) == []
+            assert executor.stop(handle, grace=0) is False
+            executor.remove(handle)
+            with pytest.raises(LaunchFailed):
+                executor.start(handle)
+
+            assert refusal.value.reason == Reason.NOT_PERMITTED
+            assert engine.call("GET", f"/containers/{stranger}/json").ok
+        finally:
+            engine.call("DELETE", f"/containers/{stranger}", {"force": "1"})
+
+    def test_another_instances_attempt_of_that_name_is_not_adopted(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        other = make_spec("true", instance=f"other-{uuid.uuid4().hex}")
+        theirs = create(executor, other)
+        try:
+            with pytest.raises(LaunchFailed) as refusal:
+                create(executor, make_spec("true", name=other.name))
+            assert refusal.value.reason == Reason.NOT_PERMITTED
+        finally:
+            executor.remove(theirs)
+
+    # output
+
+    def test_long_lines_are_whole_while_followed_and_when_read_again(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        script = f"{LONG_LINES}; echo; echo; ({LONG_LINES}) >&2; printf 'x\\0\\377'; printf y >&2"
+        run = finish(executor, make_spec(script))
+        lines = [b"a" * 16383, b"b" * 16384, b"c" * 16385, b"d" * 40000, b"e" * 32768]
+        long_lines = b"".join(line + b"\n" for line in lines)
+
+        assert run.stdout == long_lines + b"\n\nx\0\xff"
+        assert run.stderr == long_lines + b"y"
+        assert read(executor, run.execution) == {"stdout": run.stdout, "stderr": run.stderr}
+
+    def test_output_can_be_resumed_at_every_byte_of_a_long_line(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        run = finish(executor, make_spec(f"{LONG_LINES}; printf end"))
+
+        for offset in (1, 16383, 16384, 32767, 32768, 32769, 49155, 65536, 121_000):
+            rest = read(executor, run.execution, {"stdout": offset})
+            assert rest["stdout"] == run.stdout[offset:]
+
+    def test_another_worker_goes_on_where_the_first_one_stopped(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        script = (
+            "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; sleep 0.3; echo end"
+        )
+        spec = make_spec(script)
+        with _executor() as first:
+            chunks = first.attach(launch(first, spec), {})
+            told = next(c.data for c in chunks)
+            chunks.close()  # type: ignore[attr-defined]
+        adopted = create(executor, spec)
+
+        rest = read(executor, adopted, {"stdout": len(told)})["stdout"]
+
+        expected = b"".join(b"line %d\n" % number for number in range(2000)) + b"end\n"
+        assert adopted.adopted
+        assert told + rest == expected
+
+    def test_a_silent_job_is_followed_to_its_end(self, make_spec: MakeSpec) -> None:
+        with _executor(timeout=0.2) as executor:
+            run = finish(executor, make_spec("printf a; sleep 1; printf b"))
+            again = read(executor, run.execution)
+
+        assert run.stdout == b"ab"
+        assert again["stdout"] == b"ab"
+
+    def test_a_job_that_closes_its_streams_is_watched_until_it_ends(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        execution = launch(executor, make_spec("printf a; exec >&- 2>&-; sleep 0.5; exit 6"))
+
+        assert read(executor, execution)["stdout"] == b"a"
+        assert executor.find(execution.name, make_spec("true").instance).running is False  # type: ignore[union-attr]
+
+    def test_output_that_nobody_reads_does_not_hold_the_job_up(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        execution = launch(executor, make_spec("head -c 6000000 /dev/zero; exit 4"))
+
+        with ThreadPoolExecutor(1) as threads:
+            outcome = threads.submit(executor.collect, execution).result(HANG_SECONDS)
+
+        assert outcome.exit_code == 4
+
+    def test_a_slow_reader_holds_the_job_up_and_loses_nothing(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        size = 80_000_000  # more than the log keeps
+        execution = launch(executor, make_spec(f"head -c {size} /dev/zero"))
+        chunks = executor.attach(execution, {})
+        told = len(next(iter(chunks)).data)
+
+        assert executor.find(execution.name, make_spec("true").instance).running  # type: ignore[union-attr]
+        assert told + sum(len(chunk.data) for chunk in chunks) == size
+
+    # behind our back
+
+    def test_a_container_that_somebody_removed_is_told_as_lost(
+        self, executor: DockerExecutor, make_spec: MakeSpec, engine: EngineHttp
+    ) -> None:
+        execution = launch(executor, make_spec("printf out; sleep 600"))
+        wait_for_output(executor, execution, b"out")
+        engine.call("DELETE", f"/containers/{execution.execution_id}", {"force": "1"})
+
+        assert list(executor.attach(execution, {})) == []
+        outcome = executor.collect(execution)
+        assert (outcome.exit_code, outcome.reason) == (None, Reason.WORKER_LOST)
+        assert executor.stop(execution, grace=1) is False
+        with pytest.raises(LaunchFailed):
+            executor.start(execution)
+
+    @pytest.mark.parametrize("grace", [0, 0.2])
+    def test_a_paused_container_can_be_stopped(
+        self, executor: DockerExecutor, make_spec: MakeSpec, engine: EngineHttp, grace: float
+    ) -> None:
+        execution = launch(executor, make_spec("trap '' TERM; printf ready; sleep 600 & wait"))
+        wait_for_output(executor, execution, b"ready")
+        engine.call("POST", f"/containers/{execution.execution_id}/pause")
+
+        assert executor.stop(execution, grace=grace) is True
+        assert not executor.collect(execution).oom_killed
+
+    def test_a_stop_before_the_start_prevents_it(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        execution = create(executor, make_spec("true"))
+
+        assert executor.stop(execution, grace=5) is False
+        with pytest.raises(LaunchFailed):
+            executor.start(execution)
+
+    def test_a_job_that_ended_just_before_the_kill_is_told_as_it_ended(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        for _ in range(5):
+            execution = launch(executor, make_spec("exit 7"))
+            killed = executor.stop(execution, grace=0)
+
+            assert killed == (executor.collect(execution).exit_code == 137)
+
+    def test_a_job_that_ended_between_two_starts_is_not_run_again(
+        self, executor: DockerExecutor, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        execution = create(executor, make_spec("printf once"))
+        attach, threads = executor._open_live, ThreadPoolExecutor(1)
+
+        def start_elsewhere_meanwhile(container_id: str) -> Any:
+            monkeypatch.undo()
+            other = threads.submit(lambda: executor.collect(executor.start(execution)))
+            wait([other], timeout=1)
+            return attach(container_id)
+
+        monkeypatch.setattr(executor, "_open_live", start_elsewhere_meanwhile)
+        with threads:
+            executor.start(execution)
+
+        executor.collect(execution)
+        assert read(executor, execution)["stdout"] == b"once"
+
+    # how it failed
+
+    def test_without_an_init_the_engine_itself_refuses_and_remembers(
+        self, make_spec: MakeSpec
+    ) -> None:
+        with _executor(init=False) as executor:
+            execution = create(executor, make_spec(["/no/such/file"]))
+            with pytest.raises(LaunchFailed) as first:
+                executor.start(execution)
+            with pytest.raises(LaunchFailed) as second:
+                executor.start(execution)
+            outcome = executor.collect(execution)
+
+        assert first.value.reason == second.value.reason == outcome.reason
+        assert outcome.reason == Reason.COMMAND_NOT_FOUND
+        assert outcome.started_at is None
+
+    def test_a_job_that_exits_like_a_missing_command_is_not_taken_for_one(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        assert reason_of(executor, make_spec("echo gone >&2; exit 127")) == Reason.EXIT_CODE
+
+    def test_a_child_that_ran_out_of_memory_is_told(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        script = "tail -c 300000000 /dev/zero; exit 3"
+        outcome = finish(executor, make_spec(script, memory_limit_mb=32)).outcome
+
+        assert (outcome.exit_code, outcome.signal) == (3, None)
+        assert (outcome.oom_killed, outcome.reason) == (True, Reason.OOM)
+        assert "32 MB" in outcome.error
+
+    def test_a_container_that_was_never_started_has_no_exit_code(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        outcome = executor.collect(create(executor, make_spec("true")))
+
+        assert (outcome.exit_code, outcome.reason) == (None, Reason.LAUNCH_ERROR)
+
+    # images
+
+    def test_an_image_that_may_not_be_pulled_is_not_pulled(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        spec = make_spec("true", image="127.0.0.1:9/no/such:image", pull_policy="never")
+
+        assert reason_of(executor, spec) == Reason.IMAGE_NOT_FOUND
+
+    @pytest.mark.parametrize("image", ["UPPER", "a b", "-v", "x?y=/../..", "a:b:c", "é"])
+    def test_what_is_no_image_name_is_an_image_not_found(
+        self, executor: DockerExecutor, make_spec: MakeSpec, image: str
+    ) -> None:
+        assert reason_of(executor, make_spec("true", image=image)) == Reason.IMAGE_NOT_FOUND
+
+    @pytest.mark.parametrize("policy", ["missing", "always"])
+    def test_an_image_that_the_registry_does_not_have(
+        self, executor: DockerExecutor, make_spec: MakeSpec, policy: str
+    ) -> None:
+        unknown = {"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}
+        with docker_engine.registry(
+            partial(docker_engine.reply, status=404, body=unknown)
+        ) as address:
+            spec = make_spec("true", image=f"{address}/no/such", pull_policy=policy)
+
+            assert reason_of(executor, spec) == Reason.IMAGE_NOT_FOUND
+
+    def test_a_registry_that_wants_credentials_is_named_as_such(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        denied = {"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]}
+        answer = partial(docker_engine.reply, status=401, body=denied)
+        with (
+            docker_engine.registry(answer) as address,
+            pytest.raises(LaunchFailed, match="credentials") as refusal,
+        ):
+            create(executor, make_spec("true", image=f"{address}/private"))
+
+        assert refusal.value.reason == Reason.IMAGE_NOT_FOUND
+
+    def test_a_registry_that_is_down_is_not_the_jobs_fault(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        spec = make_spec("true", image=f"127.0.0.1:{_unused_port()}/image")
+
+        reason = reason_of(executor, spec)
+
+        assert reason == Reason.LAUNCH_ERROR
+        assert not reason.is_permanent
+
+    def test_a_pull_that_hangs_ends_at_the_start_deadline(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        over = threading.Event()
+        with docker_engine.registry(lambda _: over.wait(HANG_SECONDS)) as address:
+            spec = make_spec("true", image=f"{address}/slow")
+            with pytest.raises(LaunchFailed) as refusal:
+                executor.create_or_adopt(spec, timeout=0.5, cancelled=threading.Event())
+            over.set()
+
+        assert refusal.value.reason == Reason.START_TIMEOUT
+
+    def test_a_pull_can_be_given_up(self, executor: DockerExecutor, make_spec: MakeSpec) -> None:
+        asked, over, cancelled = threading.Event(), threading.Event(), threading.Event()
+
+        def hang(_: object) -> None:
+            asked.set()
+            over.wait(HANG_SECONDS)
+
+        with docker_engine.registry(hang) as address, ThreadPoolExecutor(1) as threads:
+            spec = make_spec("true", image=f"{address}/slow")
+            creating = threads.submit(
+                executor.create_or_adopt, spec, timeout=HANG_SECONDS, cancelled=cancelled
+            )
+            assert asked.wait(HANG_SECONDS)
+            cancelled.set()
+            with pytest.raises(StartCancelled):
+                creating.result(HANG_SECONDS)
+            over.set()
+
+    def test_always_adopts_what_is_there_without_asking_the_registry(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        spec = make_spec("true")
+        create(executor, spec)
+        again = make_spec(
+            "true", name=spec.name, job_id=spec.job_id, pull_policy="always", image=_nowhere()
+        )
+
+        assert create(executor, again).adopted
+
+    def test_a_name_can_be_barred_when_the_engine_has_no_image_for_it(
+        self, executor: DockerExecutor, make_spec: MakeSpec, engine: EngineHttp
+    ) -> None:
+        engine.call("DELETE", f"/images/{BARRED_IMAGE}")
+        spec = make_spec("true", image=_nowhere())
+
+        assert executor.bar(spec) is True
+        assert executor.list_names(spec.instance) == [spec.name]
+        executor.remove(Execution(name=spec.name, execution_id=""))
+        assert executor.list_names(spec.instance) == []
+
+    # the line to the engine
+
+    def test_a_create_whose_reply_was_lost_is_adopted(
+        self, over_line: DockerExecutor, make_spec: MakeSpec, line: docker_engine.FaultyLine
+    ) -> None:
+        spec = make_spec("printf once")
+        line.lose_reply("/containers/create")
+        with pytest.raises(EngineUnavailable):
+            create(over_line, spec)
+
+        run = finish(over_line, spec)
+
+        assert run.execution.adopted
+        assert run.stdout == b"once"
+
+    @pytest.mark.parametrize("fault", ["lose_reply", "hang", "fail"])
+    def test_a_start_without_an_answer_can_be_repeated(
+        self,
+        over_line: DockerExecutor,
+        make_spec: MakeSpec,
+        line: docker_engine.FaultyLine,
+        fault: str,
+    ) -> None:
+        execution = create(over_line, make_spec("printf once"))
+        getattr(line, fault)("/start")
+        with pytest.raises(EngineUnavailable):
+            over_line.start(execution)
+
+        over_line.start(execution)
+
+        assert over_line.collect(execution).exit_code == 0
+        assert read(over_line, execution)["stdout"] == b"once"
+
+    @pytest.mark.parametrize(
+        ("words", "call"),
+        [
+            ("/json", lambda executor, spec: executor.find(spec.name, spec.instance)),
+            ("/containers/json", lambda executor, spec: executor.list_names(spec.instance)),
+            ("/create", lambda executor, spec: executor.bar(spec)),
+            ("/create", create),
+            ("/_ping", lambda executor, _: executor.engine_id()),
+            ("/info", lambda executor, _: executor.capabilities()),
+        ],
+        ids=["find", "list_names", "bar", "create", "engine_id", "capabilities"],
+    )
+    @pytest.mark.parametrize("fault", ["lose_reply", "hang", "fail"])
+    def test_no_answer_is_never_a_statement_about_the_job(
+        self,
+        over_line: DockerExecutor,
+        make_spec: MakeSpec,
+        line: docker_engine.FaultyLine,
+        fault: str,
+        words: str,
+        call: Callable[[DockerExecutor, JobSpec], object],
+    ) -> None:
+        getattr(line, fault)(words)
+
+        with pytest.raises(EngineUnavailable):
+            call(over_line, make_spec("true"))
+
+    def test_an_engine_that_is_not_there_is_unavailable(
+        self, make_spec: MakeSpec, tmp_path: Path
+    ) -> None:
+        with _executor(base_url=f"unix://{tmp_path}/no.sock") as executor:
+            with pytest.raises(EngineUnavailable):
+                executor.engine_id()
+            with pytest.raises(EngineUnavailable):
+                create(executor, make_spec("true"))
+
+    def test_output_goes_on_when_the_line_was_cut(
+        self, over_line: DockerExecutor, make_spec: MakeSpec, line: docker_engine.FaultyLine
+    ) -> None:
+        script = "printf first; until [ -e /tmp/never ]; do sleep 0.2; echo; done & sleep 1; exit 3"
+        execution = launch(over_line, make_spec(script))
+        told = 0
+        output = b""
+        for attempt in itertools.count():
+            try:
+                for chunk in over_line.attach(execution, {"stdout": told}):
+                    assert chunk.offset == told
+                    told += len(chunk.data)
+                    output += chunk.data
+                    if attempt == 0:
+                        line.cut()
+                break
+            except EngineUnavailable:
+                assert attempt < 10
+
+        assert over_line.collect(execution).exit_code == 3
+        assert output == read(over_line, execution)["stdout"]
+        assert output.startswith(b"first\n")
+
+    def test_another_engine_behind_the_socket_is_noticed(self, tmp_path: Path) -> None:
+        path = tmp_path / "engine.sock"
+        with _executor(base_url=f"unix://{path}") as executor:
+            with docker_engine.another_engine(path, "ONE"):
+                first = executor.engine_id()
+            with docker_engine.another_engine(path, "TWO"):
+                second = executor.engine_id()
+
+        assert (first, second) == ("ONE@/data", "TWO@/data")
+
+    def test_many_jobs_at_once_share_the_connections(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        def run(number: int) -> bytes:
+            job = finish(executor, make_spec(f"printf {number}"))
+            executor.remove(job.execution)
+            return job.stdout
+
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(run, range(12))) == [b"%d" % n for n in range(12)]
+        until(lambda: not executor.list_names(make_spec("true").instance), what="the removal")
+
+
+def _inspect(engine: EngineHttp, execution: Execution) -> dict[str, Any]:
+    facts: dict[str, Any] = engine.call("GET", f"/containers/{execution.execution_id}/json").json()
+    return facts
+
+
+def _create_stranger(engine: EngineHttp, name: str) -> str:
+    body = {"Image": docker_engine.IMAGE, "Cmd": ["true"], "Labels": {"whose": "somebody's"}}
+    reply = engine.call("POST", "/containers/create", {"name": name}, body)
+    return str(reply.json()["Id"])
+
+
+def _unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+def _nowhere() -> str:
+    return f"127.0.0.1:{_unused_port()}/no/such"
