@@ -137,8 +137,8 @@ def _sqlite_history(guarded: GuardedTable, event: str) -> Piece:
         f"CASE WHEN {told} THEN coalesce(json_extract({info}, '$.actor'), 'db:sqlite')"
         " ELSE 'db:sqlite' END",
         f"CASE WHEN {told} THEN coalesce(json_extract({info}, '$.reason'), '') ELSE '' END",
-        f"CASE WHEN {told} THEN coalesce(json_extract({info}, '$.metadata'), '{{}}')"
-        " ELSE '{}' END",
+        f"CASE WHEN {told} AND json_type({info}, '$.metadata') = 'object'"
+        f" THEN json_extract({info}, '$.metadata') ELSE '{{}}' END",
         "strftime('%Y-%m-%d %H:%M:%f', 'now')",
         f"(SELECT coalesce(max(commit_order), 0) + 1 FROM {HISTORY_TABLE})",
     ]
@@ -280,7 +280,8 @@ BEGIN
     CASE WHEN {told} THEN left(coalesce(n.transition_info ->> 'actor', 'db:' || current_user), 200)
       ELSE 'db:' || current_user END,
     CASE WHEN {told} THEN left(coalesce(n.transition_info ->> 'reason', ''), 64) ELSE '' END,
-    CASE WHEN {told} THEN coalesce(n.transition_info -> 'metadata', '{{}}') ELSE '{{}}' END,
+    CASE WHEN {told} AND jsonb_typeof(n.transition_info -> 'metadata') = 'object'
+      THEN n.transition_info -> 'metadata' ELSE '{{}}' END,
     at, pg_current_xact_id()::text::bigint
   FROM {source}{condition};
   RETURN NULL;
@@ -423,8 +424,8 @@ class _Sqlite:
     def stored(self) -> dict[str, str]:
         with self.connection.cursor() as cursor:
             cursor.execute(
-                "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name LIKE %s",
-                [f"{PREFIX}%"],
+                "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND substr(name, 1, %s) = %s",
+                [len(PREFIX), PREFIX],
             )
             return dict(cursor.fetchall())
 
@@ -457,7 +458,7 @@ class _PostgreSQL:
 
     def stored(self) -> dict[str, str]:
         with self.connection.cursor() as cursor:
-            cursor.execute(_PG_STORED, {"schema": self.schema, "names": f"{PREFIX}%"})
+            cursor.execute(_PG_STORED, {"schema": self.schema, "names": PREFIX})
             return dict(cursor.fetchall())
 
     def fingerprint(self, piece: Piece) -> str:
@@ -467,10 +468,10 @@ class _PostgreSQL:
         return f"O {_digest(piece.sql)} intact"
 
     def drop_all(self, cursor: Any) -> None:
-        cursor.execute(_PG_TRIGGERS, {"schema": self.schema, "names": f"{PREFIX}%"})
+        cursor.execute(_PG_TRIGGERS, {"schema": self.schema, "names": PREFIX})
         for name, table in cursor.fetchall():
             cursor.execute(f'DROP TRIGGER "{name}" ON "{self.schema}"."{table}"')
-        cursor.execute(_PG_FUNCTIONS, {"schema": self.schema, "names": f"{PREFIX}%"})
+        cursor.execute(_PG_FUNCTIONS, {"schema": self.schema, "names": PREFIX})
         for (name,) in cursor.fetchall():
             cursor.execute(f'DROP FUNCTION "{self.schema}"."{name}"()')
 
@@ -492,12 +493,12 @@ class _PostgreSQL:
 _PG_TRIGGERS = """
 SELECT t.tgname, c.relname FROM pg_trigger t
 JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = %(schema)s AND t.tgname LIKE %(names)s AND NOT t.tgisinternal
+WHERE n.nspname = %(schema)s AND starts_with(t.tgname, %(names)s) AND NOT t.tgisinternal
 """
 
 _PG_FUNCTIONS = """
 SELECT p.proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-WHERE n.nspname = %(schema)s AND p.proname LIKE %(names)s AND p.pronargs = 0
+WHERE n.nspname = %(schema)s AND starts_with(p.proname, %(names)s) AND p.pronargs = 0
   AND p.prorettype = 'trigger'::regtype
 """
 
@@ -508,11 +509,11 @@ SELECT t.tgname, t.tgenabled::text || ' ' || coalesce(split_part(d.description, 
 FROM pg_trigger t
 JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_description d ON d.objoid = t.oid AND d.classoid = 'pg_trigger'::regclass
-WHERE n.nspname = %(schema)s AND t.tgname LIKE %(names)s AND NOT t.tgisinternal
+WHERE n.nspname = %(schema)s AND starts_with(t.tgname, %(names)s) AND NOT t.tgisinternal
 UNION ALL
 SELECT p.proname || '()', p.prosrc || coalesce(array_to_string(p.proconfig, ','), '')
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-WHERE n.nspname = %(schema)s AND p.proname LIKE %(names)s AND p.pronargs = 0
+WHERE n.nspname = %(schema)s AND starts_with(p.proname, %(names)s) AND p.pronargs = 0
   AND p.prorettype = 'trigger'::regtype
 """
 

@@ -8,6 +8,8 @@ PostgreSQL names.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from django.db import connections, migrations, transaction
@@ -62,20 +64,10 @@ def remove_in_migration(_apps: Any, schema_editor: Any) -> None:
     db_guard.uninstall(schema_editor.connection)
 
 
-def lifted(using: str) -> Any:
+@contextmanager
+def lifted(using: str) -> Iterator[None]:
     """A transaction in which the guard is down; it stands again when the transaction ends."""
-    return _Lifted(using)
-
-
-class _Lifted(transaction.Atomic):
-    def __init__(self, using: str) -> None:
-        super().__init__(using, savepoint=True, durable=False)
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        db_guard.uninstall(connections[self.using])
-
-    def __exit__(self, *exc_info: Any) -> None:
-        if exc_info[0] is None:
-            db_guard.install(connections[self.using], guarded_tables())
-        super().__exit__(*exc_info)
+    with transaction.atomic(using=using):
+        db_guard.uninstall(connections[using])
+        yield
+        db_guard.install(connections[using], guarded_tables())

@@ -1,7 +1,7 @@
 """THE SPINE: who changes a job? Only the verbs of this module (and the model's own methods).
 
 People and programs:   submit  enqueue  stop  retry
-Workers:               claim  progress  signalled  keep_chunks  finish  requests
+Workers:               claim  progress  signalled  keep_chunks  finish  requests  release
 Dead workers:          orphans  adopt
 Upkeep:                requeue_due  expire_waiting
 
@@ -43,10 +43,12 @@ from container_manager.models.outcomes import (
     end_jobs,
     note_cleaned_up,
     note_progress,
+    note_release,
     note_signal,
     retry_jobs,
 )
 from container_manager.models.outcomes import keep_chunks as write_chunks
+from container_manager.models.sql import storable
 from container_manager.states import JobStatus, Phase, Reason, StopKind
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "keep_chunks",
     "orphans",
     "progress",
+    "release",
     "requests",
     "requeue_due",
     "retry",
@@ -257,6 +260,12 @@ def keep_chunks(
         drop_chunks(USING, claimant, lease, stream, start, end)
 
 
+@verb
+def release(claimant: Claimant, held: Sequence[Lease | Ending]) -> set[UUID]:
+    """Let go of attempts without ending them: they are orphans at once."""
+    return note_release(USING, claimant, [lease.key for lease in held])
+
+
 def requests(job_ids: Collection[UUID]) -> dict[UUID, StopKind]:
     """The strongest stop that people asked for, of those jobs that were asked to stop."""
     asked = ContainerJob.objects.filter(pk__in=job_ids).filter(
@@ -276,12 +285,15 @@ def finish(claimant: Claimant, endings: Sequence[Ending]) -> set[UUID]:
     """
     mine = end_attempts(USING, claimant, endings)
     held = [ending for ending in endings if ending.job_id in mine]
-    moved = end_jobs(USING, claimant, held)
-    _log(moved, held, JobStatus.RUNNING)
+    ended = end_jobs(USING, claimant, held)
+    _log(ended, JobStatus.RUNNING)
     reached("T1")
-    again = [ending for ending in held if ending.retry and ending.job_id in moved]
-    _log(retry_jobs(USING, claimant, again), again, JobStatus.FAILED, JobStatus.RETRYING)
-    _queue_at_once(claimant, [ending.job_id for ending in again if ending.retry_at_once])
+    retried = retry_jobs(
+        USING, claimant, [ending for ending in held if ending.retry and ending.job_id in ended]
+    )
+    _log(retried, JobStatus.FAILED)
+    at_once = [each.job_id for each in held if each.retry_at_once and each.job_id in retried]
+    _queue_at_once(claimant, at_once)
     return mine
 
 
@@ -291,12 +303,9 @@ def _queue_at_once(claimant: Claimant, job_ids: list[UUID]) -> None:
             ContainerJob.objects.filter(pk__in=job_ids).update(status=JobStatus.QUEUED)
 
 
-def _log(
-    moved: set[UUID], endings: Iterable[Ending], old: str, new: str | None = None
-) -> None:
-    for ending in endings:
-        if ending.job_id in moved:
-            log_move("Job", ending.job_id, old, new or ending.status)
+def _log(moved: dict[UUID, str], old: str) -> None:
+    for job_id, new in moved.items():
+        log_move("Job", job_id, old, new)
 
 
 @verb
@@ -379,7 +388,7 @@ def _next_attempt(
 def _error(outcome: Outcome, reason: Reason | None) -> str:
     if reason is None:
         return ""
-    return outcome.error or (reason.meaning if reason != Reason.EXIT_CODE else "")
+    return storable(outcome.error) or (reason.meaning if reason != Reason.EXIT_CODE else "")
 
 
 # Dead workers -------------------------------------------------------------------------------------

@@ -93,6 +93,8 @@ def decide(
     """
     if reason.is_permanent:
         return None
+    if reason == Reason.WORKER_STOPPED:  # an orderly end is no failure: never too many of them
+        return Retry(0.0, infra=True)
     if reason.blame == "infra":
         if infra_retry_count >= max_infra_retries:
             return None
@@ -107,6 +109,7 @@ def is_poison(reason: Reason, infra_retry_count: int, max_infra_retries: int) ->
     """The machinery failed around it once more than is borne."""
     return (
         reason.blame == "infra"
+        and reason != Reason.WORKER_STOPPED
         and not reason.is_permanent
         and infra_retry_count >= max_infra_retries
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timedelta
 
 import pytest
 from django.db import connection
+from django.utils import timezone
 
 from container_manager.models import ContainerJob
 from tests.factories import JobFactory
@@ -24,3 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def job(db: None) -> Callable[..., ContainerJob]:
     """Makes a stored job with coherent fields: job(), job(status="running")."""
     return JobFactory
+
+
+@pytest.fixture
+def time_ahead() -> datetime:
+    """An hour from now, in whole seconds."""
+    return timezone.now().replace(microsecond=0) + timedelta(hours=1)

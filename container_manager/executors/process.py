@@ -33,7 +33,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -81,8 +81,8 @@ class ProcessExecutor(Executor):
     `state_dir`: where executions are kept, private to this user; all workers of a machine that
     shall find each other's jobs share it. `max_output_bytes`: a job that writes more, both streams
     together, is ended with `disk_full`; None for no limit. `durable`: output and evidence survive
-    a power failure, at the price of an fsync per job. `idle_supervisors`: how many are kept for
-    the next jobs.
+    a power failure, too, at the price of an fsync for each; without it an end that was not
+    collected before is found lost. `idle_supervisors`: how many are kept for the next jobs.
     """
 
     def __init__(
@@ -90,13 +90,13 @@ class ProcessExecutor(Executor):
         state_dir: str | Path | None = None,
         *,
         max_output_bytes: int | None = 10 * GIB,
-        durable: bool = True,
+        durable: bool = False,
         idle_supervisors: int = 32,
     ) -> None:
         self._state_dir = Path(state_dir) if state_dir else _default_state_dir()
         self._request = {"durable": durable, "max_output_bytes": max_output_bytes}
         self._nursery = _Nursery(self._state_dir / LOG, idle_supervisors)
-        self._busy: dict[str, _Channel] = {}
+        self._runs: dict[str, _Run] = {}
         weakref.finalize(self, self._nursery.close)
 
     def close(self) -> None:
@@ -151,8 +151,8 @@ class ProcessExecutor(Executor):
         with _answering(), _disk_full_is_a_failed_launch():
             deadline = time.monotonic() + START_SECONDS
             while time.monotonic() < deadline:
-                if started := self._ask_for(name):
-                    return _execution(name, {"launching": {}, "started": started})
+                if run := self._ask_for(name):
+                    return _execution(name, run.records)
                 records = self._observe(name)
                 if records is None:
                     raise LaunchFailed(Reason.LAUNCH_ERROR, f"{name} does not exist")
@@ -181,10 +181,10 @@ class ProcessExecutor(Executor):
         try:
             with _answering():
                 while True:
-                    ended = self._has_ended(execution.name)
+                    records = self._follow(execution.name)
                     for tail in tails:
                         yield from tail.chunks()
-                    if ended:
+                    if records is None or "ended" in records:
                         return
                     if any(tail.has_moved() for tail in tails):
                         pauses = _pauses()
@@ -197,7 +197,7 @@ class ProcessExecutor(Executor):
         name = execution.name
         with _answering():
             for pause in _pauses():
-                records = self._observe(name)
+                records = self._follow(name)
                 if records is None:
                     return self._vanished(name)
                 if "ended" in records:
@@ -227,11 +227,10 @@ class ProcessExecutor(Executor):
     def remove(self, execution: Execution) -> None:
         name = execution.name
         with _answering():
-            if channel := self._busy.get(name):
-                self._hand_back(name, channel)
-            records = self._observe(name)
+            records = self._follow(name)
             if records is None or records.keys() & {"ended", "barred"}:
                 _delete(self._directory(name))
+                self._runs.pop(name, None)
             else:
                 self._remove_unstarted(name)
 
@@ -295,7 +294,8 @@ class ProcessExecutor(Executor):
         with self._journal(name) as journal:
             records = {} if journal is None else supervisor.read_journal(journal)
         first = records.get("spec") or records.get("barred") or {}
-        return first.get("instance")
+        instance: str | None = first.get("instance")
+        return instance
 
     def _observe(self, name: str) -> Records | None:
         """What happened so far; an execution that lost its supervisor is settled first."""
@@ -307,19 +307,22 @@ class ProcessExecutor(Executor):
                 return self._settle(name, journal)
             return records
 
-    def _has_ended(self, name: str) -> bool:
-        records = self._observe(name)
-        return records is None or "ended" in records
+    def _follow(self, name: str) -> Records | None:
+        """The same, as our own supervisor tells it, which saves reading; or from the journal."""
+        run = self._runs.get(name)
+        if run and run.channel and run.channel.wait(0):
+            self._listen(name, run)
+        return run.records if run and not run.is_lost else self._observe(name)
 
     # Supervisors
 
-    def _ask_for(self, name: str) -> Records | None:
+    def _ask_for(self, name: str) -> _Run | None:
         """Have it launched; None when it was not us who did it."""
         channel = self._nursery.take()
         what, details = channel.ask({"directory": self._directory(name), **self._request})
         if what == "started":
-            self._busy[name] = channel
-            return details
+            run = self._runs[name] = _Run(channel, {"launching": {}, "started": details})
+            return run
         self._nursery.take_back(channel, alive=what != "gone")
         if what == "failed":
             raise _refusal(details)
@@ -327,16 +330,25 @@ class ProcessExecutor(Executor):
 
     def _pause(self, name: str, seconds: float) -> None:
         """Until the time is over, or our own supervisor tells of the end."""
-        channel = self._busy.get(name)
-        if channel is None:
+        run = self._runs.get(name)
+        if run is None or run.channel is None:
             time.sleep(seconds)
-        elif channel.wait(seconds):
-            self._hand_back(name, channel)
+        elif run.channel.wait(seconds):
+            self._listen(name, run)
 
-    def _hand_back(self, name: str, channel: _Channel) -> None:
-        """The supervisor told of the end, or is gone; only one thread gets to hear it."""
-        if self._busy.pop(name, None) is channel:
-            self._nursery.take_back(channel, alive=channel.hear() is not None)
+    def _listen(self, name: str, run: _Run) -> None:
+        """The supervisor tells of the end, or is gone; one thread hears it, for all."""
+        with run.lock:
+            channel, run.channel = run.channel, None
+            if channel is None:
+                return
+            what, details = channel.hear()
+            if what == "ended":
+                run.records = {**run.records, "ended": details}
+            else:
+                run.is_lost = True
+                self._runs.pop(name, None)
+        self._nursery.take_back(channel, alive=not run.is_lost)
 
     def _request_stop(self, name: str, deadline: float) -> bool:
         """Write the request down; False when there is nothing to be stopped."""
@@ -419,7 +431,7 @@ class _Channel:
             self._socket.send(json.dumps(request).encode())
         if not self.wait(START_SECONDS):
             raise EngineUnavailable("a supervisor does not answer")
-        return self.hear() or ("gone", None)
+        return self.hear()
 
     def wait(self, seconds: float) -> bool:
         """True as soon as there is something to hear; for many threads at once."""
@@ -427,17 +439,27 @@ class _Channel:
         poll.register(self._number, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
 
-    def hear(self) -> tuple[str, Any] | None:
-        """Its message; None when it is gone, or has nothing to say."""
-        try:
+    def hear(self) -> tuple[str, Any]:
+        """Its message, or `gone`."""
+        message = b""
+        with contextlib.suppress(OSError):
             message = self._socket.recv(supervisor.MESSAGE_BYTES, socket.MSG_DONTWAIT)
-        except OSError:
-            return None
         what, details = json.loads(message) if message else ("gone", None)
-        return (what, details) if message else None
+        return what, details
 
     def close(self) -> None:
         self._socket.close()
+
+
+@dataclass
+class _Run:
+    """A job that a supervisor of ours runs, or ran; forgotten when it is removed."""
+
+    channel: _Channel | None
+    """None once the supervisor told of the end, and was handed back."""
+    records: Records
+    is_lost: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class _Nursery:
@@ -479,13 +501,12 @@ class _Nursery:
         return _Channel(ours)
 
     def _hand_in(self, channel: socket.socket) -> None:
-        if self._control is None:
-            self._begin()
+        self._control = self._control or self._begin()
         socket.send_fds(self._control, [b"+"], [channel.fileno()])
 
-    def _begin(self) -> None:
+    def _begin(self) -> socket.socket:
         """In a session of its own, so that no Ctrl-C reaches it."""
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, self._log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-I", "-S", supervisor.__file__, str(theirs.fileno())],
@@ -496,6 +517,7 @@ class _Nursery:
                 start_new_session=True,
                 env={},
             )
+        return control
 
     def _end(self) -> None:
         if self._control is not None:
@@ -618,8 +640,8 @@ def _execution(name: str, records: Records, *, adopted: bool = False) -> Executi
 
 def _elapsed(started: Records, ended: Records) -> float:
     if "at" in ended:
-        return max(0.0, ended["at"] - started["at"])
-    return ended.get("seconds", supervisor.now() - started["clock"])
+        return max(0.0, float(ended["at"] - started["at"]))
+    return float(ended.get("seconds", supervisor.now() - started["clock"]))
 
 
 def _outcome(records: Records) -> Outcome:

@@ -108,8 +108,8 @@ class Process:
                 fields = stat.read().rpartition(b")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             return None
-        numbers = [int(fields[at]) for at in (1, 2, 3, 19)]
-        return cls(int(pid), *numbers, is_zombie=fields[0] in (b"Z", b"X"))
+        parent, group, session, start = (int(fields[at]) for at in (1, 2, 3, 19))
+        return cls(int(pid), parent, group, session, start, fields[0] in (b"Z", b"X"))
 
 
 def start_of(pid: int) -> int:
@@ -128,10 +128,10 @@ def processes() -> list[Process]:
 
 def family(roots: set[int], table: list[Process]) -> list[Process]:
     """The living descendants of `roots`, without the roots themselves."""
-    known, found = set(roots), True
-    while found:
-        found = {p.pid for p in table if p.parent in known} - known
-        known |= found
+    known, more = set(roots), roots
+    while more:
+        more = {p.pid for p in table if p.parent in known} - known
+        known |= more
     return [p for p in table if p.pid in known - roots and not p.is_zombie]
 
 
@@ -257,7 +257,7 @@ class Job:
         self.output_bytes = 0
         self.output_error: str | None = None
         self.deadline: float | None = None
-        self.asked = self.signalled = False
+        self.asked = self.killed = False
 
     def run(self, channel: socket.socket) -> None:
         """Launch it, stay with it to the end, and tell of both over the channel."""
@@ -471,24 +471,31 @@ class Job:
         self.deadline = read_journal(self.journal).get("stop", self.deadline)
 
     def obey(self) -> None:
-        """A signal counts only when the main process had not ended by then."""
+        """Ask once, kill when the time is over; nobody is asked who ended by himself."""
         if self.deadline is None or not self.lives():
             return
         if now() >= self.deadline:
-            self.signalled = True
+            self.killed = self.signal_main(signal.SIGKILL)
             self.kill()
         elif not self.asked:
-            self.signalled = self.asked = True
-            self.ask()
+            self.asked = self.signal_main(signal.SIGTERM)
+            self.ask_the_rest()
+
+    def signal_main(self, number: int) -> bool:
+        """True when it was alive: nothing comes between the look and the signal."""
+        if alive := self.lives():
+            os.killpg(self.main, number)
+        return alive
 
     def lives(self) -> bool:
         """Neither reaped nor a zombie; until it is reaped nobody else can have its pid."""
         ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
         return self.status is None and os.waitid(os.P_PID, self.main, ended) is None
 
-    def ask(self) -> None:
+    def ask_the_rest(self) -> None:
+        """Other groups of its session; those that sleep in a stop wake up to hear it."""
         session = [process for process in self.family() if process.session == self.main]
-        kill_groups(session, signal.SIGTERM)
+        kill_groups([process for process in session if process.group != self.main], signal.SIGTERM)
         kill_groups(session, signal.SIGCONT)
 
     def kill(self) -> None:
@@ -525,7 +532,7 @@ class Job:
             "exit_code": code if code >= 0 else 128 - code,
             "signal": -code if code < 0 else None,
             "seconds": self.ended_clock - self.started["clock"],
-            "signalled": self.signalled,
+            "signalled": self.asked or (self.killed and code == -signal.SIGKILL),
             "output_error": self.output_error,
             "cpu_seconds": self.cpu_seconds,
             "peak_memory_bytes": self.peak_memory_bytes,

@@ -8,6 +8,7 @@ was given: a transition method, `transition_to`, plain assignment and save(), `Q
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -83,11 +84,12 @@ def moves(machine: StateMachine, field: str, target: str, but: Collection[str] =
         @wraps(change)
         def move(self: GuardedModel, *args: Any, **kwargs: Any) -> Any:
             old = self._begin_move(target)
-            try:
-                result = change(self, *args, **kwargs)
-            except TransitionNotAllowed as refused:
-                raise self._invalid(old, target) from refused
-            self._stamp_move(old, target)
+            with _restored_on_error([self]):
+                try:
+                    result = change(self, *args, **kwargs)
+                except TransitionNotAllowed as refused:
+                    raise self._invalid(old, target) from refused
+                self._stamp_move(old, target)
             return result
 
         return move
@@ -158,7 +160,10 @@ class GuardedQuerySet(models.QuerySet[Any]):
         """
         objs, fields = list(objs), list(fields)
         if self.model.state_field not in fields:
-            return self._plain().bulk_update(objs, fields, batch_size)
+            count = self._plain().bulk_update(objs, fields, batch_size)
+            for obj in objs:
+                obj._remember(fields)
+            return count
         with _restored_on_error(objs), transaction.atomic(using=self.db):
             moved, alike = self._prepare_moves(objs, {*fields, "updated_at"})
             count = sum(
@@ -261,7 +266,7 @@ class GuardedModel(models.Model):
 
     _loaded: dict[str, Any] = {}
     _moved_to: str | None = None
-    _expected_version: int | None = None
+    _expected: dict[str, Any] | None = None
 
     class Meta:
         abstract = True
@@ -381,6 +386,8 @@ class GuardedModel(models.Model):
         Raises InvalidTransition, StaleState, HeldByWorker, DoesNotExist; nothing is written then.
         """
         using = using or self._using()
+        if self.pk is None:
+            self._state.adding = True
         with _restored_on_error([self], but=self.state_field):
             if self._state.adding:
                 self._prepare_birth(database_now(using))
@@ -400,7 +407,7 @@ class GuardedModel(models.Model):
         if new != old:
             names |= self._prepare_move(old, version, now)
         self.updated_at = now
-        with transaction.atomic(using=using), self._guarding(version):
+        with transaction.atomic(using=using), self._guarding(old, version):
             super().save(using=using, update_fields=names | {"updated_at"})
             if new != old:
                 self.after_moves(using, {new})
@@ -450,18 +457,19 @@ class GuardedModel(models.Model):
             for name, value in cls.stamps(old, new, now).items()
         }
         change = {**stamps, **values, "version": models.F("version") + 1}
+        told = {"actor": current_actor(), "reason": change.get("reason", "")}
+        told |= values.get("transition_info", {})
         info = JSONObject(
+            **{name: _json_value(value) for name, value in told.items()},
             version=models.F("version") + 1,
-            actor=models.Value(current_actor()),
-            reason=models.Value(str(change.get("reason", ""))),
         )
-        return {"transition_info": info, **change, **cls.derived_columns(change)}
+        return {**change, "transition_info": info, **cls.derived_columns(change)}
 
     def _do_update(self, base_qs: Any, *args: Any) -> Any:
-        if self._expected_version is None:
+        if self._expected is None:
             return super()._do_update(base_qs, *args)  # type: ignore[misc]
-        mine = base_qs.filter(version=self._expected_version)
-        if self.version != self._expected_version:
+        mine = base_qs.filter(**self._expected)
+        if self.version != self._expected["version"]:
             mine = mine.filter(self.unheld())
         updated = super()._do_update(mine, *args)  # type: ignore[misc]
         if not updated:
@@ -469,12 +477,10 @@ class GuardedModel(models.Model):
         return updated
 
     def _why_refused(self, base_qs: Any) -> Exception:
-        version = base_qs.filter(pk=self.pk).values_list("version", flat=True).first()
-        if version is None:
+        row = base_qs.filter(pk=self.pk).values(*self._expected).first()
+        if row is None:
             return self.__class__.DoesNotExist(f"{self.label()} {self.pk} was deleted")
-        if version != self._expected_version:
-            return self._stale(version)
-        return self._held()
+        return self._held() if row == self._expected else self._stale(row["version"])
 
     def _stale(self, version: int) -> StaleState:
         message = f"{self.label()} {self.pk} is at version {version}: it moved since it was read"
@@ -493,12 +499,12 @@ class GuardedModel(models.Model):
             raise self._stale(version)
 
     @contextmanager
-    def _guarding(self, version: int) -> Iterator[None]:
-        self._expected_version = version
+    def _guarding(self, old: str, version: int) -> Iterator[None]:
+        self._expected = {self.state_field: old, "version": version}
         try:
             yield
         finally:
-            self._expected_version = None
+            self._expected = None
 
     # What the row said when it was read
 
@@ -539,6 +545,22 @@ class GuardedModel(models.Model):
 
     def _using(self) -> str:
         return self._state.db or router.db_for_write(self.__class__, instance=self)
+
+
+class _AsJson(models.Func):
+    """A JSON text that stays an object inside a JSONObject."""
+
+    function = "JSON"
+    output_field = models.JSONField()
+
+    def as_postgresql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        return self.as_sql(compiler, connection, template="(%(expressions)s)::jsonb", **extra)
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, dict | list):
+        return _AsJson(models.Value(json.dumps(value)))
+    return value if hasattr(value, "resolve_expression") else models.Value(str(value))
 
 
 def _kept(value: Any) -> Any:

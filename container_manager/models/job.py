@@ -47,8 +47,10 @@ class MillisecondsBetween(models.Func):
 
     def as_postgresql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
         start, end = (compiler.compile(item) for item in self.get_source_expressions())
-        sql = f"GREATEST(0, ROUND(EXTRACT(EPOCH FROM ({end[0]} - {start[0]})) * 1000))::bigint"
-        return sql, (*end[1], *start[1])
+        took = f"ROUND(EXTRACT(EPOCH FROM ({end[0]} - {start[0]})) * 1000)::bigint"
+        # Not GREATEST(0, …): that would make 0 of a job that never started.
+        sql = f"CASE WHEN {end[0]} < {start[0]} THEN 0 ELSE {took} END"
+        return sql, (*end[1], *start[1]) * 2
 
     def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
         start, end = (compiler.compile(item) for item in self.get_source_expressions())
@@ -296,8 +298,8 @@ class ContainerJob(GuardedModel):
         if "completed_at" not in change or "duration_ms" in change:
             return {}
         launched = change.get("launched_at", models.F("launched_at"))
-        end = models.Value(change["completed_at"], output_field=models.DateTimeField())
-        return {"duration_ms": MillisecondsBetween(launched, end)} if change["completed_at"] else {}
+        between = MillisecondsBetween(_moment(launched), _moment(change["completed_at"]))
+        return {"duration_ms": between} if change["completed_at"] else {}
 
     def derive(self) -> set[str]:
         if self.launched_at and self.completed_at and self.duration_ms is None:
@@ -448,6 +450,12 @@ class ContainerJob(GuardedModel):
         if isinstance(self.__dict__.get("command"), str):
             self.command = validators.split_command(self.command)
         super().save(**options)
+
+
+def _moment(value: Any) -> Any:
+    if hasattr(value, "resolve_expression"):
+        return value
+    return models.Value(value, output_field=models.DateTimeField())
 
 
 def _fresh_attempt() -> dict[str, Any]:

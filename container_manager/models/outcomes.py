@@ -92,6 +92,11 @@ class Ending:
     actor: str | None = None
 
     @property
+    def key(self) -> dict[str, Any]:
+        """What every fenced write names."""
+        return {"job_id": self.job_id, "attempt": self.attempt, "epoch": self.epoch}
+
+    @property
     def blame(self) -> str:
         return str(Reason(self.reason).blame) if self.reason else ""
 
@@ -140,6 +145,20 @@ def note_signal(using: str, claimant: Claimant, keys: Sequence[dict[str, Any]]) 
         WHERE j.id = g.job_id AND j.status = 'running' AND {FENCE}""",
         [given, _id(connection, claimant.worker_id)],
         returning="j.id",
+    )
+
+
+def note_release(using: str, claimant: Claimant, keys: Sequence[dict[str, Any]]) -> set[UUID]:
+    """Let go of held attempts without ending them; returns the jobs whose attempt was held."""
+    connection = connections[using]
+    rows, given = given_rows(connection, keys, _KEY)
+    return _touched(
+        connection,
+        f"""
+        UPDATE job_attempts AS a SET worker_id = NULL, updated_at = {clock(connection)}
+        FROM {rows} WHERE {FENCE}""",
+        [given, _id(connection, claimant.worker_id)],
+        returning="a.job_id",
     )
 
 
@@ -250,8 +269,17 @@ def note_cleaned_up(using: str, keys: Sequence[dict[str, Any]]) -> set[UUID]:
     )
 
 
-def end_jobs(using: str, claimant: Claimant, endings: Iterable[Ending]) -> set[UUID]:
-    """Move the jobs of attempts that just ended out of `running`; returns those that moved."""
+_NO_EVIDENCE = f"('{Reason.WORKER_LOST}', '{Reason.WORKER_STOPPED}')"
+
+_AS_ASKED = f"""CASE WHEN g.reason IN {_NO_EVIDENCE} AND j.kill_requested_at IS NOT NULL THEN 'killed'
+  WHEN g.reason IN {_NO_EVIDENCE} AND j.cancel_requested_at IS NOT NULL THEN 'cancelled' """
+
+
+def end_jobs(using: str, claimant: Claimant, endings: Iterable[Ending]) -> dict[UUID, str]:
+    """Move the jobs of attempts that just ended out of `running`; returns where they went.
+
+    A job that is gone without having ended by itself is told as what people asked for, if they did.
+    """
     columns = {
         "job_id": "uuid",
         **dict.fromkeys(("status", "reason", "error", "output", "actor"), "text"),
@@ -265,20 +293,23 @@ def end_jobs(using: str, claimant: Claimant, endings: Iterable[Ending]) -> set[U
         endings,
         columns,
         moving="j.status = 'running'",
-        sets="""status = g.status, reason = g.reason, error = g.error, output = g.output,
-          exit_code = g.exit_code, oom_killed = g.oom_killed, completed_at = {now},
-          duration_ms = {milliseconds}""",
+        sets=f"""status = {_AS_ASKED} ELSE g.status END, reason = {_AS_ASKED} ELSE g.reason END,
+          error = g.error, output = g.output, exit_code = g.exit_code,
+          oom_killed = g.oom_killed, completed_at = {{now}}, duration_ms = {{milliseconds}}""",
     )
 
 
-def retry_jobs(using: str, claimant: Claimant, endings: Iterable[Ending]) -> set[UUID]:
-    """Move failed jobs on to `retrying`, due after their backoff, and count the retry."""
+def retry_jobs(using: str, claimant: Claimant, endings: Iterable[Ending]) -> dict[UUID, str]:
+    """Move failed jobs on to `retrying`, due after their backoff, and count the retry.
+
+    Not those that people asked to stop; and a worker's orderly end is no failure to be counted.
+    """
     columns = {
         "job_id": "uuid",
         **dict.fromkeys(("reason", "actor"), "text"),
         "attempt": "integer",
         "exit_code": "integer",
-        "retry_infra": "boolean",
+        **dict.fromkeys(("retry_infra", "retry_at_once"), "boolean"),
         **dict.fromkeys(("retry_delay", "memory_factor"), "double precision"),
     }
     return _move(
@@ -286,10 +317,12 @@ def retry_jobs(using: str, claimant: Claimant, endings: Iterable[Ending]) -> set
         claimant,
         endings,
         columns,
-        moving="j.status = 'failed'",
+        moving="j.status = 'failed' AND j.kill_requested_at IS NULL"
+        " AND j.cancel_requested_at IS NULL",
         sets="""status = 'retrying', scheduled_for = {later},
           retry_count = j.retry_count + CASE WHEN g.retry_infra THEN 0 ELSE 1 END,
-          infra_retry_count = CASE WHEN g.retry_infra THEN j.infra_retry_count + 1 ELSE 0 END,
+          infra_retry_count = CASE WHEN g.retry_at_once THEN j.infra_retry_count
+            WHEN g.retry_infra THEN j.infra_retry_count + 1 ELSE 0 END,
           memory_limit_mb = CAST(j.memory_limit_mb * g.memory_factor AS INTEGER)""",
     )
 
@@ -302,11 +335,11 @@ def _move(
     *,
     moving: str,
     sets: str,
-) -> set[UUID]:
+) -> dict[UUID, str]:
     connection = connections[using]
     values = [{**asdict(ending), "actor": ending.actor or claimant.actor} for ending in endings]
     if not values:
-        return set()
+        return {}
     rows, given = given_rows(connection, values, columns)
     metadata = {
         "worker": "%s" if connection.vendor == "sqlite" else "%s::text",
@@ -325,25 +358,37 @@ def _move(
         milliseconds=milliseconds_since(connection, "j.launched_at"),
         later=seconds_later(connection, "g.retry_delay"),
     )
-    return _touched(
+    rows_moved = _returned(
         connection,
         f"""
         UPDATE container_jobs AS j SET version = j.version + 1, updated_at = {now}, {changes},
           transition_info = {json_object(connection, info)}
         FROM {rows} WHERE j.id = g.job_id AND {moving}""",
         [str(claimant.worker_id), given],
-        returning="j.id",
+        returning=("j.id", "j.status"),
     )
+    return {_uuid(job_id): status for job_id, status in rows_moved}
 
 
 def _touched(
     connection: Any, update: str, parameters: Collection[Any], *, returning: str
 ) -> set[UUID]:
+    rows = _returned(connection, update, parameters, returning=(returning,))
+    return {_uuid(row[0]) for row in rows}
+
+
+def _returned(
+    connection: Any, update: str, parameters: Collection[Any], *, returning: Sequence[str]
+) -> list[tuple[Any, ...]]:
     if connection.vendor == "sqlite":  # which knows no alias there
-        returning = returning.partition(".")[2]
+        returning = [column.partition(".")[2] for column in returning]
     with connection.cursor() as cursor:
-        cursor.execute(f"{update} RETURNING {returning}", parameters)
-        return {row[0] if isinstance(row[0], UUID) else UUID(row[0]) for row in cursor.fetchall()}
+        cursor.execute(f"{update} RETURNING {', '.join(returning)}", parameters)
+        return cursor.fetchall()  # type: ignore[no-any-return]
+
+
+def _uuid(value: Any) -> UUID:
+    return value if isinstance(value, UUID) else UUID(value)
 
 
 def _id(connection: Any, value: UUID) -> Any:

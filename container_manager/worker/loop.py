@@ -154,7 +154,9 @@ class WorkerLoop:
 
     def _seconds_to_wait(self) -> float:
         now = time.monotonic()
-        waits = [self._poll.left(now), LONGEST_TICK]
+        waits = [LONGEST_TICK]
+        if self._free > 0:
+            waits.append(self._poll.left(now))
         if self._runs:
             waits += [self._ask.left(now), self._settings.LOG_FLUSH_SECONDS]
             waits += [run.deadline - now for run in self._runs.values() if run and run.deadline]
@@ -190,10 +192,16 @@ class WorkerLoop:
             run = self._runs.pop(job_id, None)
             if run is not None and was_ours:
                 self._sweeper.sweep(run.lease, run.executor, run.execution)
-        for job_id, run in list(self._runs.items()):
-            if run is not None and run.is_lost:
-                del self._runs[job_id]
+        self._drop_lost()
         self._sweeper.record()
+
+    def _drop_lost(self) -> None:
+        lost = [run for run in self._runs.values() if run is not None and run.is_lost]
+        given_up = [run.lease for run in lost if run.gave_up]
+        if given_up:
+            lifecycle.release(self._claimant, given_up)
+        for run in lost:
+            del self._runs[run.lease.job_id]
 
     # Claiming
 
@@ -258,12 +266,14 @@ class WorkerLoop:
             self._stop([job_id for job_id, wanted in asked.items() if wanted == kind], kind)
 
     def _enforce_deadlines(self, now: float) -> None:
-        late = [
-            job_id
+        late = {
+            job_id: run
             for job_id, run in self._runs.items()
             if run is not None and run.deadline is not None and run.deadline <= now
-        ]
+        }
         self._stop(late, StopKind.TIMEOUT)
+        for run in late.values():
+            run.deadline = None
 
     def _stop(self, job_ids: Collection[UUID], kind: StopKind) -> None:
         """Commit that they are about to be signalled, then signal those that are still ours."""

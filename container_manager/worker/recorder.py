@@ -6,6 +6,7 @@ stays here and is written when it is back.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from dataclasses import fields, replace
 from typing import Any
 from uuid import UUID
 
+from django.db import DataError, IntegrityError
 from django.db.models import Sum
 from django.db.models.functions import Length
 
@@ -25,7 +27,7 @@ from container_manager.models.outcomes import Ending, Progress
 from container_manager.states import Stream
 from container_manager.worker.output import Output
 
-LOG_BATCH_BYTES = 8 * 1024 * 1024
+logger = logging.getLogger("container_manager")
 
 
 class Recorder:
@@ -115,13 +117,24 @@ class Recorder:
         if not endings:
             return {}
         reached("X3")
-        mine = lifecycle.finish(self._claimant, [_complete(*each) for each in endings])
+        mine = self._finish([_complete(*each) for each in endings])
         reached("X4")
         with self._lock:
             del self._endings[: len(endings)]
             for ending, _ in endings:
                 self._outputs.pop(ending.job_id, None)
         return {ending.job_id: ending.job_id in mine for ending, _ in endings}
+
+    def _finish(self, endings: list[Ending]) -> set[UUID]:
+        """All in one go; if the database refuses one of them, each by itself."""
+        try:
+            return lifecycle.finish(self._claimant, endings)
+        except (DataError, IntegrityError):
+            if len(endings) == 1:
+                logger.exception("Job %s: its end was refused", endings[0].job_id)
+                lifecycle.release(self._claimant, endings)
+                return set()
+        return {job_id for ending in endings for job_id in self._finish([ending])}
 
 
 def _merged(steps: Iterable[Progress]) -> list[Progress]:

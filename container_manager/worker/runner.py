@@ -87,6 +87,8 @@ class Run:
         """On the monotonic clock, once it has started."""
         self.asked: StopKind | None = None
         """The strongest stop that was begun here."""
+        self.gave_up = False
+        """Its thread failed: the attempt is still ours, and must be let go for another to adopt."""
         self._recorder = recorder
         self._output = output
         self._lost = threading.Event()
@@ -112,6 +114,11 @@ class Run:
         """Somebody else holds it, or will: stop watching it, leave it running."""
         self._lost.set()
         self._recorder.forget(self.lease)
+
+    def give_up(self) -> None:
+        """We cannot go on with it: whoever looks for orphans takes it over."""
+        self.gave_up = True
+        self.let_go()
 
     def may_ask(self, kind: StopKind) -> bool:
         """Would this stop be stronger than what was begun?"""
@@ -150,7 +157,7 @@ class Run:
             self.let_go()
         except Exception:
             logger.exception("Job %s: its thread failed; the attempt is given up", self.lease.job_id)
-            self.let_go()
+            self.give_up()
         finally:
             self._started.set()
 

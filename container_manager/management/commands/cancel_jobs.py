@@ -1,0 +1,15 @@
+"""Withdraw jobs."""
+
+from __future__ import annotations
+
+from container_manager.management.stopping import StopCommand
+from container_manager.states import StopKind
+
+
+class Command(StopCommand):
+    help = (
+        "Withdraw jobs: one that waits never starts; one that runs is asked to stop, given its "
+        "grace, then stopped by force."
+    )
+    kind = StopKind.CANCEL
+    participle = "cancelled"

@@ -1,0 +1,205 @@
+"""Rendering of jobs: for people, for pipes and for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from container_manager.models import ContainerJob
+from container_manager.states import JobStatus, Reason
+
+SHORT = 12
+"""Characters at the end of an id: its random part, so that jobs of one moment differ."""
+
+COLOURS = {
+    JobStatus.PENDING: "dim",
+    JobStatus.QUEUED: "yellow",
+    JobStatus.RUNNING: "cyan",
+    JobStatus.COMPLETED: "green",
+    JobStatus.FAILED: "red",
+    JobStatus.RETRYING: "magenta",
+    JobStatus.CANCELLED: "blue",
+    JobStatus.KILLED: "bright_red",
+}
+
+_INVISIBLE = {
+    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    for code in (
+        *range(0x20),
+        *range(0x7F, 0xA0),
+        *(0x061C, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF),
+        *range(0x202A, 0x202F),
+        *range(0x2066, 0x206A),
+        *range(0xD800, 0xE000),
+    )
+} | {ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"}
+"""Characters that steer a terminal, or turn its lines and directions around."""
+
+_STEERING = {code: text for code, text in _INVISIBLE.items() if chr(code) not in "\t\n"}
+
+
+def visible(text: Any) -> str:
+    """One line in which every control character is shown instead of obeyed."""
+    return str(text).translate(_INVISIBLE)
+
+
+def visible_lines(text: str) -> str:
+    """The same for text of many lines."""
+    return text.replace("\r\n", "\n").translate(_STEERING)
+
+
+def short_id(job_id: UUID) -> str:
+    """What a person needs to name a job: the end of its id."""
+    return job_id.hex[-SHORT:]
+
+
+def span(passed: timedelta | None) -> str:
+    """A length of time in a few characters: 0.4s, 12s, 3m20s, 2h05m, 4d.
+
+    >>> span(timedelta(seconds=200))
+    '3m20s'
+    """
+    if passed is None:
+        return ""
+    seconds = max(0.0, passed.total_seconds())
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 48 * 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+    return f"{whole // 86400}d"
+
+
+def result(job: ContainerJob) -> str:
+    """How the latest attempt ended, in a word or two."""
+    if job.reason in ("", Reason.EXIT_CODE, job.status):
+        return f"exit {job.exit_code}" if job.exit_code is not None else ""
+    return str(job.reason)
+
+
+def described(job: ContainerJob) -> str:
+    """Where a job stands, in one line: `failed (exit 3) after 0.2s`."""
+    ended = result(job)
+    took = span(job.duration) if job.completed_at else ""
+    return (
+        str(job.status)
+        + (f" ({ended})" if ended else "")
+        + (f" after {took}" if took else "")
+        + (f": {visible(job.error)}" if job.error else "")
+    )
+
+
+def title(job: ContainerJob) -> str:
+    """Its name, or else what it runs."""
+    return visible(job.name or " ".join(map(str, job.command)))
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+
+def console(stream: Any, *, no_color: bool = False) -> Console:
+    """A rich console that takes our text as it is: no markup, no emoji, no highlighting."""
+    return Console(
+        file=stream, markup=False, emoji=False, highlight=False, no_color=no_color or None
+    )
+
+
+def table(*headers: str) -> Table:
+    """An empty table without frames: every column counts."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for header in headers:
+        made.add_column(header, no_wrap=True, overflow="ellipsis")
+    return made
+
+
+def jobs_table(jobs: Iterable[ContainerJob], now: datetime) -> Table:
+    """Jobs as people read them, within 80 columns."""
+    made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    made.add_column("ID", no_wrap=True, min_width=SHORT)
+    made.add_column("NAME", no_wrap=True, overflow="ellipsis", ratio=1, min_width=10)
+    made.add_column("STATUS", no_wrap=True, min_width=9)
+    made.add_column("QUEUE", no_wrap=True, overflow="ellipsis", max_width=12)
+    made.add_column("AGE", no_wrap=True, justify="right", min_width=4)
+    made.add_column("TOOK", no_wrap=True, justify="right", min_width=4)
+    made.add_column("RESULT", no_wrap=True, overflow="ellipsis", max_width=20)
+    for job in jobs:
+        made.add_row(
+            short_id(job.pk),
+            Text(title(job), style="" if job.name else "dim"),
+            status_text(job.status),
+            visible(job.queue),
+            span(now - job.created_at),
+            span(job.duration),
+            visible(result(job)),
+        )
+    return made
+
+
+def status_text(status: str) -> Text:
+    """A state in its colour."""
+    return Text(str(status), style=COLOURS.get(status, ""))  # type: ignore[call-overload]
+
+
+def job_line(job: ContainerJob) -> str:
+    """Tab-separated: id, name, status, queue, created, seconds it ran, exit code, reason."""
+    took = job.duration
+    cells = (
+        job.pk,
+        visible(job.name),
+        job.status,
+        visible(job.queue),
+        job.created_at.isoformat(timespec="seconds"),
+        "" if took is None else f"{took.total_seconds():.3f}",
+        "" if job.exit_code is None else job.exit_code,
+        visible(job.reason),
+    )
+    return "\t".join(map(str, cells))
+
+
+# JSON ---------------------------------------------------------------------------------------------
+
+_NOT_TOLD = {"transition_info", "output", "environment", "created_by"}
+
+
+def as_json(job: ContainerJob) -> dict[str, Any]:
+    """All that a job's row says, but its output (see job_logs) and the values of its environment."""
+    told = {
+        field.name: getattr(job, field.name)
+        for field in job._meta.concrete_fields
+        if field.name not in _NOT_TOLD
+    }
+    return {
+        **told,
+        "created_by": job.created_by_id,
+        "environment": dict.fromkeys(job.environment, "***"),
+        "allowed_transitions": list(job.machine.get_next_states(job.status)),
+    }
+
+
+def dumps(value: Any) -> str:
+    """JSON in ASCII, so that every terminal and locale can carry it."""
+    return json.dumps(value, default=_plain)
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def array(items: Iterable[Any]) -> Iterator[str]:
+    """The pieces of one JSON array, an item on each line."""
+    before = "["
+    for item in items:
+        yield f"{before}\n{dumps(item)}"
+        before = ","
+    yield "[]" if before == "[" else "\n]"
