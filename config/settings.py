@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
@@ -54,7 +55,9 @@ SQLITE_OPTIONS = {
     "timeout": 60,
     # A deferred transaction that reads and then writes fails at once with "database is locked".
     "transaction_mode": "IMMEDIATE",
-    "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=60000;",
+    "init_command": (
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=60000;"
+    ),
 }
 
 POOL_OPTIONS = {
@@ -65,9 +68,11 @@ POOL_OPTIONS = {
 }
 
 
-def database() -> dict[str, object]:
+def database() -> dict[str, Any]:
     """The default database: `DATABASE_URL`, else an SQLite file in the project."""
-    config = env.db_url("DATABASE_URL", default=f"sqlite:///{BASE_DIR / 'db.sqlite3'}")
+    config: dict[str, Any] = env.db_url(
+        "DATABASE_URL", default=f"sqlite:///{BASE_DIR / 'db.sqlite3'}"
+    )
     options = config.setdefault("OPTIONS", {})
     if "sqlite" in config["ENGINE"]:
         options.update(SQLITE_OPTIONS)

@@ -33,9 +33,7 @@ def deployment_is_safe(**_: Any) -> list[CheckMessage]:
     return [Warning(message, id="container_manager.W001")]
 
 
-def guard_is_installed(
-    *, databases: Sequence[str] | None = None, **_: Any
-) -> list[CheckMessage]:
+def guard_is_installed(*, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
     """container_manager.E002: a trigger or function of the guard is missing or changed."""
     return [
         Error(

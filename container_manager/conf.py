@@ -9,6 +9,7 @@ A value may be given as text (from the environment); it is read as the key's typ
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -19,11 +20,11 @@ from django.core.exceptions import ImproperlyConfigured
 
 
 def _positive(value: float) -> str:
-    return "" if value > 0 else "must be greater than 0"
+    return "" if 0 < value < math.inf else "must be greater than 0 and finite"
 
 
 def _not_negative(value: float) -> str:
-    return "" if value >= 0 else "must not be negative"
+    return "" if 0 <= value < math.inf else "must not be negative and finite"
 
 
 def _anything(_value: object) -> str:
@@ -132,6 +133,8 @@ def keys() -> dict[str, Any]:
 def read(given: Mapping[str, Any]) -> tuple[Settings, list[str]]:
     """The typed settings and one line for each mistake in `given`."""
     known, values, problems = keys(), {}, []
+    if not isinstance(given, Mapping):
+        return Settings(), ["CONTAINER_MANAGER: must be a dict"]
     for name, raw in given.items():
         if name not in known:
             problems.append(f"CONTAINER_MANAGER[{name!r}]: no such key")
@@ -150,18 +153,26 @@ def _value_of(key: Any, raw: Any) -> tuple[Any, str]:
         return None, ""
     try:
         value = _convert(raw, key.metadata["kind"])
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, KeyError):
         return None, f"{raw!r} is not a valid {key.metadata['kind'].__name__}"
     return value, key.metadata["check"](value)
+
+
+_SWITCH = {
+    **dict.fromkeys(("1", "true", "on", "yes"), True),
+    **dict.fromkeys(("0", "false", "off", "no"), False),
+}
 
 
 def _convert(raw: Any, kind: type) -> Any:
     if kind is dict and isinstance(raw, str):
         raw = json.loads(raw)
     if kind is bool and isinstance(raw, str):
-        return {"1": True, "true": True, "on": True, "yes": True}.get(raw.lower(), False)
+        return _SWITCH[raw.strip().lower()]
     if kind in (int, float) and isinstance(raw, bool):
         raise TypeError
+    if kind is int and isinstance(raw, float) and not raw.is_integer():
+        raise ValueError
     if kind in (str, dict, bool):
         if not isinstance(raw, kind):
             raise TypeError

@@ -7,7 +7,8 @@ Four walls, for every guarded table and whatever client writes:
 2. every move and every INSERT writes its row into `state_history`;
 3. `state_history` is append-only while the entity exists, and a row written by hand must say what
    the entity's state and version are;
-4. an INSERT begins at version 1 with an id not in use; a row whose work is under way is not deleted.
+4. an INSERT begins at version 1 with an id not in use; a row whose work is under way is not
+   deleted.
 
 Out of reach: an owner who disables triggers, `session_replication_role`, PRAGMAs.
 """
@@ -47,6 +48,8 @@ class Piece:
     sql: str
     function_body: str = ""
     """Set for functions: the text between the dollar quotes, as the database keeps it."""
+    settings: str = ""
+    """Set for functions: the parameters they run with, as the database keeps them."""
 
 
 # Constraints ---------------------------------------------------------------------------------
@@ -242,15 +245,22 @@ END
 """
 
 
-def _pg_function(schema: str, name: str, body: str, options: str = "") -> Piece:
+# What a client put on its own search_path must not stand in for what a function calls.
+_PG_SETTINGS = {"search_path": "pg_catalog, pg_temp"}
+
+
+def _pg_function(schema: str, name: str, body: str, **settings: str) -> Piece:
+    chosen = _PG_SETTINGS | settings
+    options = "".join(f" SET {key} = {value}" for key, value in chosen.items())
+    kept = ",".join(f"{key}={value}" for key, value in chosen.items())
     sql = (
         f'CREATE OR REPLACE FUNCTION "{schema}"."{name}"() RETURNS trigger'
         f" LANGUAGE plpgsql{options} AS $guard${body}$guard$"
     )
-    return Piece(name, "", sql, function_body=body)
+    return Piece(name, "", sql, function_body=body, settings=kept)
 
 
-def _pg_trigger(  # noqa: PLR0913
+def _pg_trigger(
     schema: str, name: str, table: str, event: str, call: str, *, each: str = "ROW", when: str = ""
 ) -> Piece:
     condition = f" WHEN ({when})" if when else ""
@@ -292,11 +302,11 @@ END
 def _pg_table(schema: str, guarded: GuardedTable) -> list[Piece]:
     table, machine = guarded.table, guarded.machine
     # Planned once per session: after a one-row call the join of a large batch would run nested.
-    options = " SET enable_nestloop = off"
+    options = {"enable_nestloop": "off"}
     on_insert, on_update = f"{PREFIX}history_insert_{table}", f"{PREFIX}history_update_{table}"
     return [
         _pg_function(schema, on_insert, _pg_history_body(schema, guarded, moved=False)),
-        _pg_function(schema, on_update, _pg_history_body(schema, guarded, moved=True), options),
+        _pg_function(schema, on_update, _pg_history_body(schema, guarded, moved=True), **options),
         _pg_trigger(
             schema,
             f"{PREFIX}guard_update_{table}",
@@ -348,38 +358,38 @@ def _pg_table(schema: str, guarded: GuardedTable) -> list[Piece]:
     ]
 
 
-def _pg_entity_exists(schema: str, guarded: GuardedTable, row: str, *, as_told: bool) -> str:
-    same = f" AND e.version = {row}.version AND e.{guarded.state_column} = {row}.new_state"
-    return (
-        f"    WHEN '{guarded.entity_type}' THEN EXISTS (SELECT 1 FROM"
-        f' "{schema}"."{guarded.table}" e WHERE e.id = {row}.entity_id{same if as_told else ""})'
-    )
+def _pg_entity(schema: str, tables: Sequence[GuardedTable], row: str, *, as_told: bool) -> str:
+    """True for a history row whose entity exists, or also stands as the row says."""
+
+    def case(guarded: GuardedTable) -> str:
+        same = f"e.version = {row}.version AND e.{guarded.state_column} = {row}.new_state"
+        return (
+            f"WHEN '{guarded.entity_type}' THEN (SELECT {same if as_told else 'true'}"
+            f' FROM "{schema}"."{guarded.table}" e WHERE e.id = {row}.entity_id)'
+        )
+
+    # Not EXISTS: that may be planned as a hash of the whole table, and the plan is kept.
+    cases = "\n    ".join(case(guarded) for guarded in tables)
+    return f"coalesce(CASE {row}.entity_type\n    {cases}\n    ELSE false END, false)"
 
 
-def _pg_history_check(
-    schema: str, tables: Sequence[GuardedTable], row: str, *, as_told: bool
-) -> str:
-    cases = "\n".join(_pg_entity_exists(schema, table, row, as_told=as_told) for table in tables)
-    wrong = "IF NOT found_it THEN" if as_told else "IF found_it THEN"
-    message = "not what the entity says" if as_told else "the entity still exists"
+def _pg_refusal_if(condition: str, message: str, result: str) -> str:
     return f"""
-DECLARE found_it boolean := CASE {row}.entity_type
-{cases}
-    ELSE false END;
 BEGIN
-  {wrong}
+  IF ({condition}) THEN
     RAISE EXCEPTION USING ERRCODE = '23514', TABLE = TG_TABLE_NAME, CONSTRAINT = TG_NAME,
       MESSAGE = 'state_history: {message}';
   END IF;
-  RETURN {row};
+  RETURN {result};
 END
 """
 
 
 def _pg_history_walls(schema: str, tables: Sequence[GuardedTable]) -> list[Piece]:
     wall = f"{PREFIX}history_is_append_only"
-    by_hand = _pg_history_check(schema, tables, "NEW", as_told=True)
-    orphaned = _pg_history_check(schema, tables, "OLD", as_told=False)
+    truthful = _pg_entity(schema, tables, "h", as_told=True)
+    forged = f"EXISTS (SELECT 1 FROM new_rows h WHERE NOT {truthful})"
+    exists = _pg_entity(schema, tables, "OLD", as_told=False)
     refuse = f"{PREFIX}refuse('append-only')"
 
     def trigger(event: str, call: str, **options: str) -> Piece:
@@ -389,13 +399,27 @@ def _pg_history_walls(schema: str, tables: Sequence[GuardedTable]) -> list[Piece
         )
 
     return [
-        _pg_function(schema, f"{wall}_insert", by_hand),
-        _pg_function(schema, f"{wall}_delete", orphaned),
+        _pg_function(
+            schema,
+            f"{wall}_insert",
+            _pg_refusal_if(forged, "not what the entity says", "NULL"),
+            enable_seqscan="off",
+        ),
+        _pg_function(
+            schema, f"{wall}_delete", _pg_refusal_if(exists, "the entity still exists", "OLD")
+        ),
         trigger("UPDATE", refuse),
         trigger("DELETE", f"{wall}_delete()"),
         trigger("TRUNCATE", refuse, each="STATEMENT"),
-        # Rows that our own triggers write need no second look.
-        trigger("INSERT", f"{wall}_insert()", when="pg_trigger_depth() = 0"),
+        # Also what triggers write is looked at: anybody may put one on a table of his own.
+        _pg_trigger(
+            schema,
+            f"{wall}_insert",
+            HISTORY_TABLE,
+            "AFTER INSERT ON {table} REFERENCING NEW TABLE AS new_rows",
+            f"{wall}_insert()",
+            each="STATEMENT",
+        ),
     ]
 
 
@@ -424,7 +448,8 @@ class _Sqlite:
     def stored(self) -> dict[str, str]:
         with self.connection.cursor() as cursor:
             cursor.execute(
-                "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND substr(name, 1, %s) = %s",
+                "SELECT name, sql FROM sqlite_master"
+                " WHERE type = 'trigger' AND substr(name, 1, %s) = %s",
                 [len(PREFIX), PREFIX],
             )
             return dict(cursor.fetchall())
@@ -463,8 +488,7 @@ class _PostgreSQL:
 
     def fingerprint(self, piece: Piece) -> str:
         if piece.function_body:
-            nested = "enable_nestloop=off" if "SET enable_nestloop" in piece.sql else ""
-            return f"{piece.function_body}{nested}"
+            return f"{piece.function_body}{piece.settings}"
         return f"O {_digest(piece.sql)} intact"
 
     def drop_all(self, cursor: Any) -> None:
@@ -523,9 +547,9 @@ def _digest(text: str) -> str:
 
 
 def _dialect(connection: Any) -> _Sqlite | _PostgreSQL | None:
-    kinds = {"sqlite": _Sqlite, "postgresql": _PostgreSQL}
-    kind = kinds.get(connection.vendor)
-    return kind(connection) if kind else None
+    if connection.vendor == "sqlite":
+        return _Sqlite(connection)
+    return _PostgreSQL(connection) if connection.vendor == "postgresql" else None
 
 
 def _key(piece: Piece) -> str:

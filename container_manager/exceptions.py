@@ -34,9 +34,7 @@ class InvalidTransition(MoveRefused, TransitionNotAllowed):
     code = "invalid_transition"
 
     @classmethod
-    def between(
-        cls, entity: Any, old: str, new: str, allowed: Iterable[str]
-    ) -> InvalidTransition:
+    def between(cls, entity: Any, old: str, new: str, allowed: Iterable[str]) -> InvalidTransition:
         names = ", ".join(allowed) or "none"
         message = f"Invalid transition from {old} to {new}. Valid transitions: {names}"
         return cls(message, entity=entity, old=str(old), new=str(new))

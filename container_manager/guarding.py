@@ -8,7 +8,7 @@ PostgreSQL names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ def before_migrate(*, using: str, plan: Any = (), **_: Any) -> None:
         operation
         for migration, _backwards in plan
         if migration.app_label in {model._meta.app_label for model in guarded_models()}
-        for operation in migration.operations
+        for operation in _flat(migration.operations)
     ]
     if any(_is_stopped_by_guard(connection, operation) for operation in operations):
         db_guard.uninstall(connection)
@@ -40,6 +40,12 @@ def after_migrate(*, using: str, **_: Any) -> None:
     """Install the guard where it is missing or differs."""
     _suspended.discard(using)
     db_guard.install(connections[using], guarded_tables())
+
+
+def _flat(operations: Iterable[Operation]) -> Iterator[Operation]:
+    for operation in operations:
+        yield operation
+        yield from _flat(getattr(operation, "database_operations", ()))
 
 
 def _is_stopped_by_guard(connection: Any, operation: Operation) -> bool:

@@ -111,7 +111,7 @@ def submit(*, queue_now: bool = False, **wanted: Any) -> ContainerJob:
     unknown = sorted(set(wanted) - SUBMITTABLE)
     if unknown:
         allowed = ", ".join(sorted(SUBMITTABLE))
-        raise ValidationError({name: f"Unknown field; there are {allowed}." for name in unknown})
+        raise ValidationError(dict.fromkeys(unknown, f"Unknown field; there are {allowed}."))
     job = ContainerJob(**wanted)
     job.full_clean()
     return _insert(job, queue_now)
@@ -168,9 +168,7 @@ _STOPPED_STATUS = {StopKind.KILL: JobStatus.KILLED, StopKind.CANCEL: JobStatus.C
 
 
 @verb
-def stop(
-    job_ids: Sequence[UUID], kind: StopKind, *, actor: str = "system"
-) -> dict[UUID, Stopped]:
+def stop(job_ids: Sequence[UUID], kind: StopKind, *, actor: str = "system") -> dict[UUID, Stopped]:
     """Kill or cancel: at once where nothing runs, else by a request that survives any crash."""
     jobs = ContainerJob.objects.filter(pk__in=job_ids).order_by("pk").select_for_update()
     found = {job.pk: job for job in jobs}
@@ -339,9 +337,7 @@ _STOPPED_AS: dict[StopKind, tuple[JobStatus, Reason | None]] = {
 }
 
 
-def ending(
-    lease: Lease, outcome: Outcome, stopped: StopKind | None, **evidence: Any
-) -> Ending:
+def ending(lease: Lease, outcome: Outcome, stopped: StopKind | None, **evidence: Any) -> Ending:
     """What `finish` writes for such an outcome: the verdict, and the retry that follows from it."""
     status, reason = verdict(outcome, stopped)
     again = _next_attempt(lease, outcome, reason) if status == JobStatus.FAILED else None
@@ -370,9 +366,7 @@ def ending(
     )
 
 
-def _next_attempt(
-    lease: Lease, outcome: Outcome, reason: Reason | None
-) -> retries.Retry | None:
+def _next_attempt(lease: Lease, outcome: Outcome, reason: Reason | None) -> retries.Retry | None:
     return retries.decide(
         retries.read_policy(lease.retry_policy, settings.RETRY_POLICIES),
         reason=reason or Reason.EXIT_CODE,
@@ -404,7 +398,7 @@ def orphans(dead: Collection[UUID], engine_ids: Collection[str], limit: int) -> 
 
 @verb
 def adopt(claimant: Claimant, attempts: Iterable[JobAttempt]) -> list[Lease]:
-    """Make orphaned attempts this worker's; of each, one adopter wins and the others get nothing."""
+    """Make orphaned attempts this worker's; of each, one adopter wins, the others get nothing."""
     adopted = leases.take_over(USING, claimant, attempts)
     reached("A1")
     return adopted

@@ -150,7 +150,11 @@ def _policy_from(given: Mapping[str, Any]) -> RetryPolicy:
         raise PolicyError(f"strategy: {strategy!r} is not one of {', '.join(STRATEGIES)}")
     numbers = {
         name: _number(given[name], name, top)
-        for name, top in (("base_seconds", LONGEST_WAIT), ("max_seconds", LONGEST_WAIT), ("jitter", 1))
+        for name, top in (
+            ("base_seconds", LONGEST_WAIT),
+            ("max_seconds", LONGEST_WAIT),
+            ("jitter", 1),
+        )
         if name in given
     }
     rules = given.get("rules", ())
@@ -173,14 +177,18 @@ def _rule(rule: Any, where: str) -> Mapping[str, Any]:
         raise PolicyError(f"{where}: must be an object")
     known = {*CONDITIONS, "action", "memory_factor"}
     if unknown := sorted(set(rule) - known):
-        raise PolicyError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+        raise PolicyError(
+            f"{where}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}"
+        )
     if rule.get("action") not in ACTIONS:
         raise PolicyError(f"{where}.action: must be one of {', '.join(ACTIONS)}")
     _list_of(rule, "on_exit_codes", int, where)
     _list_of(rule, "on_reason", str, where)
     for reason in rule.get("on_reason", ()):
         if reason not in Reason.values:
-            raise PolicyError(f"{where}.on_reason: {reason!r} is not one of {', '.join(Reason.values)}")
+            raise PolicyError(
+                f"{where}.on_reason: {reason!r} is not one of {', '.join(Reason.values)}"
+            )
     if "memory_factor" in rule:
         _number(rule["memory_factor"], f"{where}.memory_factor", 64)
     return rule

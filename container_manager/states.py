@@ -17,15 +17,19 @@ class _WordsMeta(EnumMeta):
 
     @property
     def choices(cls) -> list[tuple[str, str]]:
-        return [(word.value, word.label) for word in cls]  # type: ignore[attr-defined]
+        return [(word.value, word.label) for word in _members(cls)]
 
     @property
     def values(cls) -> list[str]:
-        return [word.value for word in cls]  # type: ignore[attr-defined]
+        return [word.value for word in _members(cls)]
 
     @property
     def labels(cls) -> list[str]:
-        return [word.label for word in cls]  # type: ignore[attr-defined]
+        return [word.label for word in _members(cls)]
+
+
+def _members(words: EnumMeta) -> Iterable[Words]:
+    return words.__members__.values()
 
 
 class Words(StrEnum, metaclass=_WordsMeta):

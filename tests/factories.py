@@ -26,7 +26,9 @@ EXIT_CODES = {JobStatus.COMPLETED: 0, JobStatus.FAILED: 1, JobStatus.RETRYING: 1
 
 def _happened(column: str) -> factory.LazyAttribute:
     ago, when_in = SET_AT[column]
-    return factory.LazyAttribute(lambda made: timezone.now() - ago if made.status in when_in else None)
+    return factory.LazyAttribute(
+        lambda made: timezone.now() - ago if made.status in when_in else None
+    )
 
 
 class UserFactory(factory.django.DjangoModelFactory[Any]):

@@ -42,7 +42,9 @@ def main() -> int:
     parser.add_argument("command", nargs="+", help="after --")
     given = parser.parse_args()
     with SERVICES[given.service]() as environment:
-        return subprocess.run(given.command, env={**os.environ, **environment}, check=False).returncode
+        return subprocess.run(
+            given.command, env={**os.environ, **environment}, check=False
+        ).returncode
 
 
 if __name__ == "__main__":

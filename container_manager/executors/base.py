@@ -63,7 +63,7 @@ class Capabilities:
     outlives_worker: bool = True
     """Executions go on when the worker ends in an orderly way, and the next worker adopts them."""
     in_process: bool = False
-    """Runs inside the worker itself: cannot be found again, so nothing is saved before its start."""
+    """Runs inside the worker itself: cannot be found again, nothing is saved before its start."""
     limits: tuple[str, ...] = ()
     """The JobSpec limits that are enforced: cpu_limit, memory_limit_mb, pids_limit."""
     engine: str = ""
@@ -154,7 +154,7 @@ class Executor(ABC):
 
     @abstractmethod
     def engine_id(self) -> str:
-        """Which engine this is: the same for all workers that reach it, different for all others."""
+        """Which engine this is: the same for all workers that reach it, unlike all others."""
 
     @abstractmethod
     def capabilities(self) -> Capabilities:
@@ -172,11 +172,11 @@ class Executor(ABC):
 
     @abstractmethod
     def start(self, execution: Execution) -> Execution:
-        """Start it; an execution that has started before is returned as it is. Raises LaunchFailed."""
+        """Start it; one that has started before is returned as it is. Raises LaunchFailed."""
 
     @abstractmethod
     def find(self, name: str, instance: str) -> Execution | None:
-        """The execution of that name and instance, running or ended; None when it is absent here."""
+        """The execution of that name and instance, running or ended; None when it is absent."""
 
     @abstractmethod
     def attach(self, execution: Execution, offsets: Mapping[str, int]) -> Iterator[Chunk]:

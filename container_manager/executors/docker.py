@@ -58,6 +58,7 @@ RUNTIMES: Mapping[str, str] = {
 
 _STRONGEST_FIRST = (Isolation.MICROVM, Isolation.GVISOR, Isolation.CONTAINER)
 _NEVER_ALLOWED = ("host", "container:")
+_REMOVED = "The container was removed by somebody else."
 _EMPTY_TAR = bytes(1024)
 _POLL_SECONDS = 0.2
 _SILENCE_SECONDS = 15.0
@@ -347,7 +348,7 @@ class DockerExecutor(Executor):
     def _created(self, container_id: str) -> Execution:
         container = self._inspect(container_id)
         if container is None:
-            raise LaunchFailed(Reason.LAUNCH_ERROR, "The container was removed by somebody else.")
+            raise LaunchFailed(Reason.LAUNCH_ERROR, _REMOVED)
         return self._execution(container)
 
     def _adopt(self, spec: JobSpec) -> Execution | None:
@@ -456,7 +457,7 @@ class DockerExecutor(Executor):
     def _start_once(self, execution: Execution) -> Execution:
         container = self._ours(execution)
         if container is None:
-            raise LaunchFailed(Reason.LAUNCH_ERROR, "The container was removed by somebody else.")
+            raise LaunchFailed(Reason.LAUNCH_ERROR, _REMOVED)
         if container.has_started:
             return self._execution(container, adopted=execution.adopted)
         if container.start_error:
@@ -484,17 +485,16 @@ class DockerExecutor(Executor):
     def _started(self, container_id: str, execution: Execution) -> Execution:
         container = self._inspect(container_id)
         if container is None:
-            raise LaunchFailed(Reason.LAUNCH_ERROR, "The container was removed by somebody else.")
+            raise LaunchFailed(Reason.LAUNCH_ERROR, _REMOVED)
         return self._execution(container, adopted=execution.adopted, elapsed=0.0)
 
     def _open_live(self, container_id: str) -> _Live:
         """An attach stream; the engine keeps its bytes for us from before the answer's head on."""
         losses = self._http.losses
         query = {"stream": "1", "stdout": "1", "stderr": "1"}
-        stream = self._http.stream("POST", _path("containers", container_id, "attach"), query)
-        if stream.wait_for_head(self._timeout) >= HTTPStatus.BAD_REQUEST:
-            stream.close()
-            raise EngineUnavailable("The engine refuses to attach to the container.")
+        stream = self._open("POST", _path("containers", container_id, "attach"), query)
+        if stream is None:
+            raise LaunchFailed(Reason.LAUNCH_ERROR, _REMOVED)
         return _Live(stream, losses)
 
     # found again
@@ -570,17 +570,19 @@ class DockerExecutor(Executor):
     ) -> Iterator[Chunk]:
         progress.rewind()
         stream = self._open_log(execution, follow=follow, timestamps="1")
+        if stream is None:
+            return
         try:
-            if stream.wait_for_head(self._timeout) == HTTPStatus.NOT_FOUND:
-                return
             for data in self._read_while_running(execution, stream):
                 yield from progress.chunks(log.feed(data))
         finally:
             stream.close()
 
-    def _open_log(self, execution: Execution, **options: str) -> EngineStream:
+    def _open_log(self, execution: Execution, **options: str) -> EngineStream | None:
+        """None when the container is gone."""
         query = {"stdout": "1", "stderr": "1", **options}
-        return self._http.stream("GET", _path("containers", _reference(execution), "logs"), query)
+        path = _path("containers", _reference(execution), "logs")
+        return self._open("GET", path, query)
 
     def _read_while_running(self, execution: Execution, stream: EngineStream) -> Iterator[bytes]:
         """A silent job may be silent for hours; a stream that outlives its container may not."""
@@ -596,7 +598,7 @@ class DockerExecutor(Executor):
         self._let_go(execution.execution_id)
         container = self._ended(execution)
         if container is None:
-            return Outcome(None, reason=Reason.WORKER_LOST, error="The container was removed.")
+            return Outcome(None, reason=Reason.WORKER_LOST, error=_REMOVED)
         if not container.has_started:
             return _never_started(container)
         return self._init_failure(execution, container) or _outcome(container)
@@ -649,6 +651,8 @@ class DockerExecutor(Executor):
     def _only_output(self, execution: Execution) -> bytes:
         """All it ever said when that was one line, else nothing of use."""
         stream = self._open_log(execution, tail="2")
+        if stream is None:
+            return b""
         try:
             output = b""
             while data := stream.read(self._timeout):
@@ -767,6 +771,21 @@ class DockerExecutor(Executor):
         if reply.ok or reply.status in fine:
             return reply
         raise EngineUnavailable(f"The engine refused {method} {path}: {reply.message}")
+
+    def _open(self, method: str, path: str, query: Mapping[str, str]) -> EngineStream | None:
+        """A stream whose answer has begun; None when there is nothing of that name."""
+        stream = self._http.stream(method, path, query)
+        try:
+            status = stream.wait_for_head(self._timeout)
+            if status < HTTPStatus.BAD_REQUEST:
+                return stream
+        except BaseException:
+            stream.close()
+            raise
+        stream.close()
+        if status == HTTPStatus.NOT_FOUND:
+            return None
+        raise EngineUnavailable(f"The engine refused {method} {path}: HTTP status {status}")
 
     def _start_lock(self, execution: Execution) -> threading.Lock:
         return self._start_locks[hash(execution.execution_id) % _START_LOCKS]

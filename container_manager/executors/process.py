@@ -33,7 +33,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -100,7 +100,9 @@ class ProcessExecutor(Executor):
         weakref.finalize(self, self._nursery.close)
 
     def close(self) -> None:
-        """End what serves this executor alone; jobs that run go on."""
+        """End what serves this executor alone; jobs that run go on, under their supervisors."""
+        for name in list(self._runs):
+            self._forget(name)
         self._nursery.close()
 
     # What it is
@@ -156,7 +158,7 @@ class ProcessExecutor(Executor):
                 records = self._observe(name)
                 if records is None:
                     raise LaunchFailed(Reason.LAUNCH_ERROR, f"{name} does not exist")
-                if "started" in records or "ended" in records:
+                if records.keys() & {"started", "ended", "barred"}:
                     return _started_before(name, records)
                 time.sleep(FIRST_PAUSE)
         raise EngineUnavailable(f"no supervisor could be had for {name}")
@@ -228,9 +230,11 @@ class ProcessExecutor(Executor):
         name = execution.name
         with _answering():
             records = self._follow(name)
+            if records and "ended" not in records:
+                records = self._observe(name)
             if records is None or records.keys() & {"ended", "barred"}:
                 _delete(self._directory(name))
-                self._runs.pop(name, None)
+                self._forget(name)
             else:
                 self._remove_unstarted(name)
 
@@ -349,6 +353,15 @@ class ProcessExecutor(Executor):
                 run.is_lost = True
                 self._runs.pop(name, None)
         self._nursery.take_back(channel, alive=not run.is_lost)
+
+    def _forget(self, name: str) -> None:
+        """A supervisor that is still at it goes when it is done."""
+        run = self._runs.pop(name, None)
+        if run:
+            with run.lock:
+                channel, run.channel = run.channel, None
+            if channel:
+                channel.close()
 
     def _request_stop(self, name: str, deadline: float) -> bool:
         """Write the request down; False when there is nothing to be stopped."""
@@ -603,7 +616,7 @@ def _launch_reason(launch_error: Records) -> Reason:
 
 
 def _spec_record(spec: JobSpec) -> Records:
-    return {**asdict(spec), "environment": dict(spec.environment)}
+    return {**vars(spec), "environment": dict(spec.environment)}
 
 
 def _is_open(records: Records) -> bool:
@@ -620,6 +633,8 @@ def _adopted(spec: JobSpec, records: Records) -> Execution:
 
 
 def _started_before(name: str, records: Records) -> Execution:
+    if "barred" in records:
+        raise Barred(f"{name} was barred")
     if launch_error := records.get("ended", {}).get("launch_error"):
         raise _refusal(launch_error)
     return _execution(name, records, adopted=True)

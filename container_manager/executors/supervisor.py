@@ -240,12 +240,12 @@ class Request:
 class Job:
     """One execution, from taking charge of its journal to the last line in it."""
 
-    def __init__(self, request: Request, journal: int, alarm: Alarm) -> None:
+    def __init__(self, request: Request, journal: int, spec: Records, boss: Supervisor) -> None:
         self.request = request
         self.journal = journal
-        self.alarm = alarm
+        self.boss = boss
         self.home = os.path.join(request.directory, HOME)
-        self.spec: Records = {}
+        self.spec = spec
         self.outputs: dict[int, Output] = {}
         self.poller = select.poll()
         self.main = 0
@@ -259,26 +259,25 @@ class Job:
         self.deadline: float | None = None
         self.asked = self.killed = False
 
-    def run(self, channel: socket.socket) -> None:
-        """Launch it, stay with it to the end, and tell of both over the channel."""
+    def run(self) -> None:
+        """Launch it, stay with it to the end, and tell of both."""
         try:
             self.launch()
         except LaunchError as error:
             self.note_failure(error)
-            tell(channel, "failed", error.record)
+            self.boss.tell("failed", error.record)
         else:
-            tell(channel, "started", self.started)
+            self.boss.tell("started", self.started)
             self.watch()
             self.clear_away()
             self.drain()
-            tell(channel, "ended", self.note_end())
+            self.boss.tell("ended", self.note_end())
         finally:
             self.close_outputs()
 
     # From the journal's first line to a running command
 
     def launch(self) -> None:
-        self.spec = read_journal(self.journal)["spec"]
         try:
             self.prepare()
             self.enter_working_dir()
@@ -289,16 +288,19 @@ class Job:
         self.note_start()
 
     def prepare(self) -> None:
-        """From the line `launching` on, nobody may launch it again, whatever becomes of us."""
+        """From the line `launching` on, nobody may launch it again, whatever becomes of us.
+
+        Who asks for a stop later than that finds the line, and signals us.
+        """
         with launching("prepare"):
             os.makedirs(self.home, 0o700, exist_ok=True)
-            append(self.journal, "launching", charge())
+            append(self.journal, "launching", self.boss.charge)
             if "stop" in read_journal(self.journal):
                 raise OSError(errno.ECANCELED, "it was stopped before it started")
             self.open_outputs()
 
     def open_outputs(self) -> None:
-        self.poller.register(self.alarm.bell, select.POLLIN)
+        self.poller.register(self.boss.alarm.bell, select.POLLIN)
         for stream in STREAMS:
             output = Output(self.request.directory, stream)
             self.outputs[output.reading] = output
@@ -373,7 +375,7 @@ class Job:
     def note_start(self) -> None:
         start = start_of(self.main)
         self.started = {
-            "id": f"{boot_id()}:{self.main}:{start}",
+            "id": f"{self.boss.charge['boot']}:{self.main}:{start}",
             "pid": self.main,
             "start": start,
             "at": time.time(),
@@ -400,7 +402,6 @@ class Job:
 
     def watch(self) -> None:
         """Stay until the main process has ended: keep its output, pass on requests to stop."""
-        self.read_requests()
         while self.status is None:
             self.obey()
             self.wait(self.patience())
@@ -408,8 +409,8 @@ class Job:
     def wait(self, seconds: float | None) -> None:
         """Until something happens, and deal with it."""
         for number, _ in self.poller.poll(None if seconds is None else seconds * 1000):
-            if number == self.alarm.bell:
-                self.answer(self.alarm.heard())
+            if number == self.boss.alarm.bell:
+                self.answer(self.boss.alarm.heard())
             else:
                 self.copy(self.outputs[number])
 
@@ -562,33 +563,42 @@ def charge() -> Records:
     }
 
 
-def tell(channel: socket.socket, what: str, details: Any) -> None:
-    """Whoever asked may be gone; the journal tells the same."""
-    with contextlib.suppress(OSError):
-        channel.send(json.dumps([what, details]).encode())
+class Supervisor:
+    """Runs what it is asked for, one job at a time, until nobody is left to ask."""
 
+    def __init__(self, channel: socket.socket) -> None:
+        adopt_orphans()
+        self.channel = channel
+        self.alarm = Alarm()
+        self.charge = charge()
 
-def serve(channel: socket.socket) -> None:
-    """Run what is asked for, one job at a time, until nobody is left to ask."""
-    adopt_orphans()
-    alarm = Alarm()
-    while request := channel.recv(MESSAGE_BYTES):
-        take(Request(**json.loads(request)), channel, alarm)
+    def serve(self) -> None:
+        while request := self.channel.recv(MESSAGE_BYTES):
+            self.take(Request(**json.loads(request)))
 
+    def take(self, request: Request) -> None:
+        """Run it if it is there, not launched yet, and in nobody else's charge."""
+        try:
+            path = os.path.join(request.directory, JOURNAL)
+            journal = os.open(path, os.O_RDWR | os.O_APPEND)
+        except FileNotFoundError:
+            return self.tell("refused", None)
+        try:
+            self.run(request, journal)
+        finally:
+            os.close(journal)
 
-def take(request: Request, channel: socket.socket, alarm: Alarm) -> None:
-    """Run it if it is there, not launched yet, and in nobody else's charge."""
-    try:
-        journal = os.open(os.path.join(request.directory, JOURNAL), os.O_RDWR | os.O_APPEND)
-    except FileNotFoundError:
-        return tell(channel, "refused", None)
-    try:
-        if lock(journal) and read_journal(journal).keys() <= {"spec", "stop"}:
-            Job(request, journal, alarm).run(channel)
+    def run(self, request: Request, journal: int) -> None:
+        records = read_journal(journal) if lock(journal) else {}
+        if "spec" in records and records.keys() <= {"spec", "stop"}:
+            Job(request, journal, records["spec"], self).run()
         else:
-            tell(channel, "refused", None)
-    finally:
-        os.close(journal)
+            self.tell("refused", None)
+
+    def tell(self, what: str, details: Any) -> None:
+        """Whoever asked may be gone; the journal tells the same."""
+        with contextlib.suppress(OSError):
+            self.channel.send(json.dumps([what, details]).encode())
 
 
 def adopt_orphans() -> None:
@@ -619,7 +629,7 @@ def main() -> None:
     channel = nurse(control)
     control.close()
     if channel:
-        serve(channel)
+        Supervisor(channel).serve()
 
 
 if __name__ == "__main__":

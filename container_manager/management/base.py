@@ -23,6 +23,7 @@ from django.core.management.base import (
     BaseCommand,
     CommandError,
     CommandParser,
+    DjangoHelpFormatter,
     SystemCheckError,
 )
 from django.db import DatabaseError, InterfaceError, connections
@@ -90,6 +91,8 @@ class JobCommand(BaseCommand):
         try:
             super().run_from_argv(argv)
         except KeyboardInterrupt:
+            if self.stderr.isatty():  # which shows ^C at the beginning of its line
+                self.stderr.write("")
             self._leave(self.on_interrupt(), Exit.INTERRUPTED)
 
     def on_interrupt(self) -> str:
@@ -107,7 +110,7 @@ class JobCommand(BaseCommand):
         except SystemCheckError:
             raise
         except CommandError as error:
-            if not self._called_from_command_line or options.get("traceback"):
+            if not getattr(self, "_called_from_command_line", False) or options.get("traceback"):
                 raise
             self._leave(str(error), error.returncode)
         return output
@@ -242,8 +245,11 @@ def _mute(stream: Any) -> None:
 _HIDDEN = {"version", "settings", "pythonpath", "force_color", "skip_checks"}
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Examples keep their lines; Django's own options stand last and few."""
+class _HelpFormatter(DjangoHelpFormatter):
+    """Django's own options stand last; examples keep their lines."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
 class _Parser(CommandParser):

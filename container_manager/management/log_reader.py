@@ -36,16 +36,15 @@ class LogReader:
 
     def last_lines(self, count: int) -> bytes:
         """The last `count` lines that are there; everything before them counts as read."""
+        ends = JobLog.objects.ends(self.job_id, self.attempt)
+        self.read_to = {stream: ends.get(stream, 0) for stream in self.read_to}
         streams = [self._backwards(stream) for stream in self.read_to]
         found: list[bytes] = []
         newlines = 0
         for chunk in heapq.merge(*streams, key=_written, reverse=True):
-            end = chunk.offset + len(chunk.data)
-            self.read_to[chunk.stream] = max(end, self.read_to[chunk.stream])
-            if newlines <= count:
-                found.insert(0, bytes(chunk.data))
-                newlines += found[0].count(b"\n")
-            elif all(self.read_to.values()):
+            found.insert(0, bytes(chunk.data))
+            newlines += found[0].count(b"\n")
+            if newlines > count:
                 break
         return _last_lines(b"".join(found), count)
 
@@ -58,10 +57,10 @@ class LogReader:
 
     def _backwards(self, stream: str) -> Iterator[JobLog]:
         chunks = self._of(stream).order_by("-offset")
-        batch = list(chunks[:AT_ONCE])
-        while batch:
+        before = self.read_to[stream]
+        while batch := list(chunks.filter(offset__lt=before)[:AT_ONCE]):
             yield from batch
-            batch = list(chunks.filter(offset__lt=batch[-1].offset)[:AT_ONCE])
+            before = batch[-1].offset
 
     def _of(self, stream: str) -> Any:
         return JobLog.objects.filter(job_id=self.job_id, attempt=self.attempt, stream=stream)

@@ -19,6 +19,7 @@ from django.utils import timezone
 
 from container_manager.management.base import wrong_usage
 from container_manager.models import ContainerJob
+from container_manager.models.validators import plain_text
 from container_manager.states import JobStatus
 
 BATCH = 500
@@ -35,12 +36,17 @@ def add_selection(parser: CommandParser, *, age: str = "created") -> None:
     """The options that say which jobs."""
     group = parser.add_argument_group("which jobs")
     group.add_argument(
-        "ids", nargs="*", metavar="ID", help="an id, or at least 8 characters of its begin or end"
+        "ids",
+        nargs="*",
+        metavar="ID",
+        help="an id, or 8 or more characters from its beginning or end",
     )
     group.add_argument(
         "--status", action="append", metavar="STATE", help="in this state (repeatable)"
     )
-    group.add_argument("--queue", action="append", metavar="NAME", help="in this queue (repeatable)")
+    group.add_argument(
+        "--queue", action="append", metavar="NAME", help="in this queue (repeatable)"
+    )
     group.add_argument(
         "--label", action="append", metavar="KEY=VALUE", help="with this label (repeatable: all)"
     )
@@ -95,9 +101,7 @@ class Selection:
             batch = list(jobs.filter(pk__gt=batch[-1].pk, pk__lte=newest)[:BATCH])
 
 
-def _newest_first(
-    jobs: models.QuerySet[ContainerJob], size: int
-) -> Iterator[list[ContainerJob]]:
+def _newest_first(jobs: models.QuerySet[ContainerJob], size: int) -> Iterator[list[ContainerJob]]:
     batch = list(jobs[:size])
     while batch:
         yield batch
@@ -163,15 +167,14 @@ def select(
 def _words(given: Any) -> list[str]:
     """Repeated options, each of which may be a comma-separated list."""
     given = [given] if isinstance(given, str) else given or []
+    plain_text("".join(map(str, given)))
     return [word.strip() for item in given for word in str(item).split(",") if word.strip()]
 
 
 def _in_states(jobs: Any, statuses: list[str]) -> Any:
     for status in statuses:
         if status not in JobStatus.values:
-            raise wrong_usage(
-                f"--status: {status!r} is not a state: {', '.join(JobStatus.values)}"
-            )
+            raise wrong_usage(f"--status: {status!r} is not a state: {', '.join(JobStatus.values)}")
     return jobs.filter(status__in=statuses) if statuses else jobs
 
 
@@ -223,8 +226,7 @@ def pairs(given: Any, option: str) -> dict[str, str]:
         key, equals, value = str(item).partition("=")
         if not equals or not key:
             raise wrong_usage(f"{option}: {item!r} is not KEY=VALUE")
-        if "\x00" in item:
-            raise wrong_usage(f"{option}: must not contain NUL characters")
+        plain_text(item)
         found[key] = value
     return found
 
@@ -246,8 +248,12 @@ class HasLabel(models.Func):
 
     def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
         labels, parameters = compiler.compile(self.source_expressions[0])
-        sql = f"EXISTS (SELECT 1 FROM json_each({labels}) AS l WHERE l.key = %s AND l.value = %s)"
-        return sql, (*parameters, self.key, self.value)
+        each = f"json_each({labels}) AS l WHERE l.key = %s AND l.value = %s"
+        return f"EXISTS (SELECT 1 FROM {each})", (  # noqa: S608
+            *parameters,
+            self.key,
+            self.value,
+        )
 
 
 # Names of single jobs -----------------------------------------------------------------------------

@@ -61,7 +61,10 @@ class StopCommand(VerbCommand):
         return Result(pk, word, details[word], word in (Stopped.DONE, Stopped.REQUESTED))
 
     def _results(
-        self, selection: Selection, act: Callable[[list[ContainerJob]], Iterable[Result]], total: int
+        self,
+        selection: Selection,
+        act: Callable[[list[ContainerJob]], Iterable[Result]],
+        total: int,
     ) -> Iterator[Result]:
         yield from super()._results(selection, act, total)
         if self.asked and self.wait is not None:

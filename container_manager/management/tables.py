@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -123,18 +124,10 @@ def table(*headers: str) -> Table:
     return made
 
 
-def jobs_table(jobs: Iterable[ContainerJob], now: datetime) -> Table:
-    """Jobs as people read them, within 80 columns."""
-    made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    made.add_column("ID", no_wrap=True, min_width=SHORT)
-    made.add_column("NAME", no_wrap=True, overflow="ellipsis", ratio=1, min_width=10)
-    made.add_column("STATUS", no_wrap=True, min_width=9)
-    made.add_column("QUEUE", no_wrap=True, overflow="ellipsis", max_width=12)
-    made.add_column("AGE", no_wrap=True, justify="right", min_width=4)
-    made.add_column("TOOK", no_wrap=True, justify="right", min_width=4)
-    made.add_column("RESULT", no_wrap=True, overflow="ellipsis", max_width=20)
-    for job in jobs:
-        made.add_row(
+def jobs_table(jobs: Iterable[ContainerJob], now: datetime, width: int) -> Table:
+    """Jobs as people read them; the names take what the other columns leave of `width`."""
+    rows = [
+        (
             short_id(job.pk),
             Text(title(job), style="" if job.name else "dim"),
             status_text(job.status),
@@ -143,7 +136,27 @@ def jobs_table(jobs: Iterable[ContainerJob], now: datetime) -> Table:
             span(job.duration),
             visible(result(job)),
         )
+        for job in jobs
+    ]
+    made = table("ID", "NAME", "STATUS", "QUEUE", "AGE", "TOOK", "RESULT")
+    for column, most in ((3, 10), (6, 14)):
+        made.columns[column].max_width = most
+    for column in (4, 5):
+        made.columns[column].justify = "right"
+    for row in rows:
+        made.add_row(*row)
+    others = sum(_width(made, column, rows) for column in range(7) if column != NAME)
+    made.columns[NAME].max_width = max(10, width - others - 2 * 6)
     return made
+
+
+NAME = 1
+
+
+def _width(made: Table, column: int, rows: Iterable[tuple[Any, ...]]) -> int:
+    header = len(str(made.columns[column].header))
+    widest = max((cell_len(str(row[column])) for row in rows), default=0)
+    return min(max(header, widest), made.columns[column].max_width or widest + header)
 
 
 def status_text(status: str) -> Text:
@@ -173,7 +186,7 @@ _NOT_TOLD = {"transition_info", "output", "environment", "created_by"}
 
 
 def as_json(job: ContainerJob) -> dict[str, Any]:
-    """All that a job's row says, but its output (see job_logs) and the values of its environment."""
+    """What a job's row says; its output is for job_logs, its environment's values stay hidden."""
     told = {
         field.name: getattr(job, field.name)
         for field in job._meta.concrete_fields

@@ -1,4 +1,4 @@
-"""The base of the commands that move many jobs: a result for each, whatever becomes of the others."""
+"""The base of the commands that move many jobs: each gets its result, whatever comes of others."""
 
 from __future__ import annotations
 
@@ -29,13 +29,16 @@ class Result:
     """What came of one verb on one job."""
 
     job_id: UUID
-    word: Stopped
+    word: str
+    """What `lifecycle.Stopped` says, or `dry_run`."""
     detail: str = ""
     good: bool = True
 
     def __str__(self) -> str:
         word = self.word.replace("_", " ")
-        return f"{self.job_id}: {word}" + (f" ({tables.visible(self.detail)})" if self.detail else "")
+        return f"{self.job_id}: {word}" + (
+            f" ({tables.visible(self.detail)})" if self.detail else ""
+        )
 
     def as_json(self) -> dict[str, str]:
         return {"id": str(self.job_id), "result": str(self.word), "detail": self.detail}
@@ -66,16 +69,24 @@ class VerbCommand(JobCommand):
     participle: ClassVar[str]
 
     def add_arguments(self, parser: CommandParser) -> None:
-        add_selection(parser)
+        self.add_selection(parser)
         parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
         parser.add_argument("--json", action="store_true", help="one JSON document")
+
+    def add_selection(self, parser: CommandParser) -> None:
+        """The options that say which jobs."""
+        add_selection(parser)
+
+    def select(self, options: dict[str, Any]) -> Selection:
+        """The jobs that the options name."""
+        return select(options, default=self.meant)
 
     def act(self, jobs: list[ContainerJob]) -> Iterable[Result]:
         """Do it to these jobs, and say what came of each."""
         raise NotImplementedError
 
     def handle(self, **options: Any) -> None:
-        selection = select(options, default=self.meant)
+        selection = self.select(options)
         total = selection.count()
         act = self.rehearse if options["dry_run"] else self.act
         counts = Counts()
@@ -87,16 +98,21 @@ class VerbCommand(JobCommand):
         if not counts.words:
             raise nothing("no job matches")
         if counts.bad:
-            raise failed(f"{counts.bad} of {_jobs(counts.words.total())} could not be {self.participle}")
+            raise failed(
+                f"{counts.bad} of {_jobs(counts.words.total())} could not be {self.participle}"
+            )
 
     def rehearse(self, jobs: list[ContainerJob]) -> Iterable[Result]:
         """What would be done, without doing it."""
         for job in jobs:
             would = "would be refused" if job.is_terminal else f"would be {self.participle}"
-            yield Result(job.pk, Stopped.DONE, f"is {job.status}, {would}")
+            yield Result(job.pk, "dry_run", f"is {job.status}, {would}")
 
     def _results(
-        self, selection: Selection, act: Callable[[list[ContainerJob]], Iterable[Result]], total: int
+        self,
+        selection: Selection,
+        act: Callable[[list[ContainerJob]], Iterable[Result]],
+        total: int,
     ) -> Iterator[Result]:
         with self.progress(total) as advance:
             for batch in selection.batches():

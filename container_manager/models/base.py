@@ -70,7 +70,9 @@ def log_move(label: str, entity_id: Any, old: str, new: str) -> None:
     logger.info("%s %s: %s -> %s", label, entity_id, old, new)
 
 
-def moves(machine: StateMachine, field: str, target: str, but: Collection[str] = ()) -> Any:
+def moves(
+    machine: StateMachine, field: str, target: str, but: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A django-fsm transition to `target` from every source the table has, save those in `but`.
 
     Like any django-fsm transition it changes the instance and leaves saving to the caller; it
@@ -84,7 +86,7 @@ def moves(machine: StateMachine, field: str, target: str, but: Collection[str] =
         @wraps(change)
         def move(self: GuardedModel, *args: Any, **kwargs: Any) -> Any:
             old = self._begin_move(target)
-            with _restored_on_error([self]):
+            with restored_on_error([self]):
                 try:
                     result = change(self, *args, **kwargs)
                 except TransitionNotAllowed as refused:
@@ -164,7 +166,7 @@ class GuardedQuerySet(models.QuerySet[Any]):
             for obj in objs:
                 obj._remember(fields)
             return count
-        with _restored_on_error(objs), transaction.atomic(using=self.db):
+        with restored_on_error(objs), transaction.atomic(using=self.db):
             moved, alike = self._prepare_moves(objs, {*fields, "updated_at"})
             count = sum(
                 self._plain().bulk_update(group, sorted(names), batch_size)
@@ -317,7 +319,7 @@ class GuardedModel(models.Model):
 
         Raises InvalidTransition, StaleState, HeldByWorker; the instance is then as it was.
         """
-        with _restored_on_error([self]):
+        with restored_on_error([self]):
             old = self._begin_move(new_status)
             if not self.machine.can_transition(old, new_status):
                 raise self._invalid(old, new_status)
@@ -363,8 +365,8 @@ class GuardedModel(models.Model):
     # Saving
 
     @classmethod
-    def from_db(cls, db: str | None, field_names: Collection[str], values: Collection[Any]) -> Any:
-        instance = super().from_db(db, field_names, values)
+    def from_db(cls, *args: Any, **kwargs: Any) -> Any:
+        instance = super().from_db(*args, **kwargs)
         instance._remember()
         return instance
 
@@ -388,7 +390,7 @@ class GuardedModel(models.Model):
         using = using or self._using()
         if self.pk is None:
             self._state.adding = True
-        with _restored_on_error([self], but=self.state_field):
+        with restored_on_error([self], but=self.state_field):
             if self._state.adding:
                 self._prepare_birth(database_now(using))
                 super().save(force_insert=force_insert, using=using, update_fields=update_fields)
@@ -439,9 +441,11 @@ class GuardedModel(models.Model):
         return stamped | {self.state_field, "version", "transition_info"}
 
     def _info_for(self, version: int) -> dict[str, Any]:
-        given = self.transition_info if self.transition_info != self._loaded.get(
-            "transition_info"
-        ) else {}
+        given = (
+            self.transition_info
+            if self.transition_info != self._loaded.get("transition_info")
+            else {}
+        )
         return {"actor": current_actor(), "reason": self._reason_now(), **given, "version": version}
 
     def _reason_now(self) -> str:
@@ -467,17 +471,17 @@ class GuardedModel(models.Model):
 
     def _do_update(self, base_qs: Any, *args: Any) -> Any:
         if self._expected is None:
-            return super()._do_update(base_qs, *args)  # type: ignore[misc]
+            return super()._do_update(base_qs, *args)
         mine = base_qs.filter(**self._expected)
         if self.version != self._expected["version"]:
             mine = mine.filter(self.unheld())
-        updated = super()._do_update(mine, *args)  # type: ignore[misc]
+        updated = super()._do_update(mine, *args)
         if not updated:
             raise self._why_refused(base_qs)
         return updated
 
     def _why_refused(self, base_qs: Any) -> Exception:
-        row = base_qs.filter(pk=self.pk).values(*self._expected).first()
+        row = base_qs.filter(pk=self.pk).values(*(self._expected or ())).first()
         if row is None:
             return self.__class__.DoesNotExist(f"{self.label()} {self.pk} was deleted")
         return self._held() if row == self._expected else self._stale(row["version"])
@@ -535,6 +539,8 @@ class GuardedModel(models.Model):
         found = row.values_list(self.state_field, "version").first()
         if found is None:
             raise self.__class__.DoesNotExist(f"{self.label()} {self.pk} was deleted")
+        if self._loaded.get(self.state_field, found[0]) != found[0]:
+            raise self._stale(found[1])
         return found  # type: ignore[no-any-return]
 
     def _attnames(self, names: Iterable[str]) -> set[str]:
@@ -568,7 +574,7 @@ def _kept(value: Any) -> Any:
 
 
 @contextmanager
-def _restored_on_error(objs: Iterable[GuardedModel], but: str = "") -> Iterator[None]:
+def restored_on_error(objs: Iterable[GuardedModel], but: str = "") -> Iterator[None]:
     """After an error the objects are as they were, so that memory is not ahead of the row."""
     before = [(obj, dict(obj.__dict__)) for obj in objs]
     try:

@@ -43,7 +43,7 @@ def claim(using: str, claimant: Claimant, limit: int) -> list[Lease]:
 
 def has_limits(using: str) -> bool:
     """Does any open queue have a limit?"""
-    return _limited(using).exists()
+    return bool(_limited(using).exists())
 
 
 def _limited(using: str) -> Any:
@@ -186,7 +186,7 @@ def _offers(claimant: Claimant) -> str:
     )
 
 
-# SQLite: one writer at a time, so the steps stand in one IMMEDIATE transaction ---------------------
+# SQLite: one writer at a time, so the steps stand in one IMMEDIATE transaction --------------------
 
 
 def _claim_sqlite(using: str, claimant: Claimant, limit: int) -> list[Lease]:
@@ -247,7 +247,7 @@ def _sqlite_choose(
                 [*lane, limit],
             )
             candidates += [((-row[0], *row[1:]), lane) for row in cursor.fetchall()]
-    chosen = []
+    chosen: list[tuple[str, str, str]] = []
     for (_priority, _queued_at, job_id), (queue, executor, isolation) in sorted(candidates):
         if room.get(queue, 1) > 0 and len(chosen) < limit:
             chosen.append((job_id, executor, isolation))
@@ -256,9 +256,7 @@ def _sqlite_choose(
     return chosen
 
 
-def _sqlite_take(
-    using: str, claimant: Claimant, chosen: list[tuple[str, str, str]]
-) -> list[Lease]:
+def _sqlite_take(using: str, claimant: Claimant, chosen: list[tuple[str, str, str]]) -> list[Lease]:
     offers = {(offer.executor, offer.isolation): offer for offer in claimant.offers}
     now = clock(connections[using])
     update = f"""

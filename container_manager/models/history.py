@@ -33,9 +33,7 @@ class StateHistory(models.Model):
     id = models.UUIDField(primary_key=True, default=ids.uuid7, editable=False)
     entity_type = models.CharField(max_length=20)
     entity_id = models.UUIDField()
-    old_state = models.CharField(  # noqa: DJ001 - null says: there was nothing before
-        max_length=20, null=True, blank=True
-    )
+    old_state = models.CharField(max_length=20, null=True, blank=True)
     new_state = models.CharField(max_length=20)
     version = models.PositiveIntegerField()
     attempt = models.PositiveIntegerField(null=True, blank=True)

@@ -21,6 +21,7 @@ from container_manager.models.base import (
     GuardedModel,
     GuardedQuerySet,
     moves,
+    restored_on_error,
 )
 from container_manager.models.job_stats import job_stats
 from container_manager.models.validators import InRange
@@ -116,9 +117,7 @@ class ContainerJob(GuardedModel):
     # what to run
     image = models.CharField(max_length=255, blank=True, validators=[validators.image])
     command = models.JSONField(default=list, validators=[validators.command])
-    working_dir = models.CharField(
-        max_length=1024, blank=True, validators=[validators.working_dir]
-    )
+    working_dir = models.CharField(max_length=1024, blank=True, validators=[validators.working_dir])
     environment = models.JSONField(default=dict, blank=True, validators=[validators.environment])
     pull_policy = models.CharField(
         max_length=10, choices=PullPolicy.choices, default=PullPolicy.MISSING
@@ -150,9 +149,7 @@ class ContainerJob(GuardedModel):
     stop_grace_seconds = models.PositiveIntegerField(default=10, validators=[InRange(0, 3600)])
 
     # queue
-    queue = models.CharField(
-        max_length=100, default="default", validators=[validators.queue_name]
-    )
+    queue = models.CharField(max_length=100, default="default", validators=[validators.queue_name])
     priority = models.SmallIntegerField(
         default=50, validators=[InRange(0, 100)], help_text="0 to 100, higher first."
     )
@@ -163,9 +160,7 @@ class ContainerJob(GuardedModel):
     max_retries = models.PositiveIntegerField(default=3, validators=[InRange(0, 1000)])
     retry_count = models.IntegerField(default=0)
     infra_retry_count = models.IntegerField(default=0)
-    retry_policy = models.JSONField(
-        default=dict, blank=True, validators=[validators.retry_policy]
-    )
+    retry_policy = models.JSONField(default=dict, blank=True, validators=[validators.retry_policy])
 
     # life
     status = FSMField(max_length=20, choices=JobStatus.choices, default=JobStatus.PENDING)
@@ -319,7 +314,7 @@ class ContainerJob(GuardedModel):
     @classmethod
     def unheld(cls) -> models.Q:
         active = JobAttempt.objects.active().filter(job=models.OuterRef("pk"))
-        return ~models.Q(status=JobStatus.RUNNING) | ~models.Exists(active)
+        return ~models.Q(status=JobStatus.RUNNING) | models.Q(~models.Exists(active))
 
     @classmethod
     def after_moves(cls, using: str, new_states: Collection[str]) -> None:
@@ -365,7 +360,7 @@ class ContainerJob(GuardedModel):
 
     def mark_as_queued(self, scheduled_for: datetime | None = None) -> None:
         """Put it into the queue, not before `scheduled_for`."""
-        changes = {"scheduled_for": scheduled_for} if scheduled_for else {}
+        changes: dict[str, Any] = {"scheduled_for": scheduled_for} if scheduled_for else {}
         self.transition_to(JobStatus.QUEUED, **changes)
 
     def mark_as_running(self) -> None:
@@ -379,7 +374,7 @@ class ContainerJob(GuardedModel):
     def mark_as_failed(self, should_retry: bool = False) -> None:
         """It failed; with `should_retry` and retries left it goes on to `retrying` at once."""
         again = should_retry and self.retry_count < self.max_retries
-        with transaction.atomic(using=self._using()):
+        with restored_on_error([self]), transaction.atomic(using=self._using()):
             self.transition_to(JobStatus.FAILED)
             if again:
                 self.transition_to(JobStatus.RETRYING, retry_count=self.retry_count + 1)
@@ -388,13 +383,13 @@ class ContainerJob(GuardedModel):
 
     @property
     def is_queued(self) -> bool:
-        return self.status == JobStatus.QUEUED
+        return bool(self.status == JobStatus.QUEUED)
 
     @property
     def is_ready_to_launch(self) -> bool:
-        """Queued, due, and a start left: the last retry starts when the count equals the maximum."""
+        """Queued, due, and a start left: the last retry starts when count equals maximum."""
         due = self.scheduled_for is None or self.scheduled_for <= timezone.now()
-        return self.is_queued and due and self.retry_count <= self.max_retries
+        return bool(self.is_queued and due and self.retry_count <= self.max_retries)
 
     @property
     def queue_status(self) -> str:
@@ -433,6 +428,11 @@ class ContainerJob(GuardedModel):
             self.command = validators.split_command(self.command)
         except ValidationError as error:
             problems["command"] = error.error_list
+        try:
+            if self.name:
+                validators.name(self.name)
+        except ValidationError as error:
+            problems["name"] = error.error_list
         try:
             super().clean_fields(exclude={*(exclude or ()), *problems})
         except ValidationError as error:

@@ -104,9 +104,7 @@ def take_over(using: str, claimant: Claimant, attempts: Iterable[JobAttempt]) ->
 def _take(using: str, claimant: Claimant, seen: JobAttempt) -> bool:
     mine = JobAttempt.objects.using(using).active()
     return bool(
-        mine.filter(
-            pk=seen.pk, lease_epoch=seen.lease_epoch, worker_id=seen.worker_id
-        ).update(
+        mine.filter(pk=seen.pk, lease_epoch=seen.lease_epoch, worker_id=seen.worker_id).update(
             worker_id=claimant.worker_id,
             worker_name=claimant.worker_name,
             lease_epoch=seen.lease_epoch + 1,

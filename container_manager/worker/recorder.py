@@ -103,7 +103,7 @@ class Recorder:
         with self._lock:
             ended = [output for _, output in endings if output is not None]
             outputs = {id(output): output for output in ended}
-            outputs |= {id(output): output for output in self._outputs.values() if due or output.is_full}
+            outputs |= {id(each): each for each in self._outputs.values() if due or each.is_full}
         if due:
             self._logs_written_at = now
         for output in outputs.values():

@@ -153,10 +153,12 @@ class Run:
     def run(self) -> None:
         try:
             self._end(*self._from_start_to_end())
-        except (LeaseLost, Barred):
+        except LeaseLost:
             self.let_go()
         except Exception:
-            logger.exception("Job %s: its thread failed; the attempt is given up", self.lease.job_id)
+            logger.exception(
+                "Job %s: its thread failed; the attempt is given up", self.lease.job_id
+            )
             self.give_up()
         finally:
             self._started.set()
@@ -171,6 +173,8 @@ class Run:
             return self._never_started()
         except LaunchFailed as failure:
             return Outcome(None, reason=failure.reason, error=str(failure)), None
+        except Barred as taken:
+            return self._name_taken(taken), None
         self._watch(execution)
         return self._collect(execution)
 
@@ -204,7 +208,11 @@ class Run:
         """Start it, if it is still ours: the one step that must never be taken twice."""
         reached("R3")
         self.execution = execution
-        self._still_held(Phase.CREATED, execution)
+        self._still_held(
+            Phase.CREATED,
+            execution_id=execution.execution_id,
+            image_digest=execution.image_digest or None,
+        )
         reached("R4")
         with self._lock:
             if self._cancelled.is_set() and not execution.started:
@@ -224,14 +232,13 @@ class Run:
         self._started.set()
         return execution
 
-    def _still_held(self, phase: Phase, execution: Execution) -> None:
-        step = self._recorder.step(
-            self.lease,
-            phase,
-            execution_id=execution.execution_id,
-            image_digest=execution.image_digest or None,
-        )
-        if not step.result():
+    def _name_taken(self, taken: Barred) -> Outcome:
+        """Barred by the rescuer that holds the attempt now; or, if we do, by a stranger."""
+        self._still_held(Phase.CLAIMED)
+        return Outcome(None, reason=Reason.LAUNCH_ERROR, error=str(taken))
+
+    def _still_held(self, phase: Phase, **facts: str | None) -> None:
+        if not self._recorder.step(self.lease, phase, **facts).result():
             raise LeaseLost
 
     def _set_deadline(self, execution: Execution) -> None:
@@ -336,4 +343,4 @@ def run_inline(
         except Exception as error:
             logger.exception("Job %s: failed inside the worker", lease.job_id)
             outcome = Outcome(None, reason=Reason.LAUNCH_ERROR, error=repr(error))
-        recorder.end(replace(lifecycle.ending(lease, outcome, None), cleaned_up=True))
+        recorder.end(lifecycle.ending(lease, outcome, None, cleaned_up=True))

@@ -319,6 +319,24 @@ class TestDockerExecutor(ExecutorContract):
         assert run.stdout == b"ab"
         assert again["stdout"] == b"ab"
 
+    def test_a_silent_job_can_be_adopted_and_followed(self, make_spec: MakeSpec) -> None:
+        spec = make_spec("sleep 1; printf end")
+        with _executor(timeout=0.3) as first, _executor(timeout=0.3) as second:
+            launch(first, spec)
+            adopted = create(second, spec)
+
+            assert read(second, adopted)["stdout"] == b"end"
+
+    def test_a_log_that_the_engine_refuses_is_not_taken_for_an_empty_one(
+        self, over_line: DockerExecutor, make_spec: MakeSpec, line: docker_engine.FaultyLine
+    ) -> None:
+        run = finish(over_line, make_spec("printf all"))
+        line.fail("/logs")
+
+        with pytest.raises(EngineUnavailable):
+            read(over_line, run.execution)
+        assert read(over_line, run.execution)["stdout"] == b"all"
+
     def test_a_job_that_closes_its_streams_is_watched_until_it_ends(
         self, executor: DockerExecutor, make_spec: MakeSpec
     ) -> None:

@@ -6,8 +6,8 @@ import copy
 from datetime import timedelta
 
 import pytest
-from django.core.exceptions import ValidationError
-from django.db import DatabaseError, transaction
+from django.core.exceptions import FieldDoesNotExist, ValidationError
+from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 from django_fsm import ConcurrentTransition
 
@@ -54,7 +54,8 @@ def test_a_copy_that_missed_a_move_writes_nothing(change):
     assert len(told(job)) == 2
     assert refused.value.code == "stale_state"
     assert refused.value.entity == stale
-    assert isinstance(refused.value, ValueError | ConcurrentTransition)
+    assert isinstance(refused.value, ValueError)
+    assert isinstance(refused.value, ConcurrentTransition)
 
 
 def test_there_and_back_again_is_seen():
@@ -178,25 +179,16 @@ def test_after_a_refused_transition_to_the_job_is_as_it_was():
         job.transition_to("completed", exit_code=0, name="new")
     with pytest.raises(DatabaseError):
         job.transition_to("queued", priority=101)
-    assert {**job.__dict__} == {**before, "_expected": job.__dict__.get("_expected")}
+    assert {**job.__dict__} == before
     job.transition_to("queued")
     assert stored(job)["name"] == before["name"]
 
 
 def test_an_unknown_field_is_refused_before_anything_moves():
     job = JobFactory()
-    with pytest.raises(LookupError, match=r"no field"):
-        _with_lookup_error(lambda: job.transition_to("queued", colour="red"))
+    with pytest.raises(FieldDoesNotExist):
+        job.transition_to("queued", colour="red")
     assert job.status == stored(job)["status"] == "pending"
-
-
-def _with_lookup_error(action):
-    from django.core.exceptions import FieldDoesNotExist
-
-    try:
-        action()
-    except FieldDoesNotExist as error:
-        raise LookupError("no field") from error
 
 
 def test_after_a_refusal_in_an_atomic_block_the_block_goes_on():
@@ -271,7 +263,7 @@ def test_a_state_that_was_read_before_the_move_is_stale_even_when_the_version_is
     job = JobFactory()
     for read_late in (lambda copy: None, lambda copy: copy.version):
         late = ContainerJob.objects.defer("version").get(pk=job.pk)
-        JobFactory._meta.model.objects.get(pk=job.pk).transition_to(
+        again(job).transition_to(
             JOB.get_next_states(stored(job)["status"])[0]
         )
         read_late(late)
@@ -435,8 +427,6 @@ def test_save_with_no_fields_does_nothing(django_assert_num_queries):
 
 
 def test_an_illegal_assignment_is_refused_before_any_sql(django_assert_num_queries):
-    from django.db import connection
-
     job = again(JobFactory())
     job.status = "completed"
     asking_the_clock = 1 if connection.vendor == "postgresql" else 0

@@ -18,7 +18,9 @@ class Command(JobCommand):
     only_reads = True
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--json", action="store_true", help="one JSON object, as the API has it")
+        parser.add_argument(
+            "--json", action="store_true", help="one JSON object, as the API has it"
+        )
 
     def handle(self, **options: Any) -> None:
         stats = ContainerJob.objects.stats()

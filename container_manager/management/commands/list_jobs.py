@@ -56,7 +56,7 @@ class Command(JobCommand):
     def _show_table(self, jobs: list[ContainerJob], no_color: bool) -> int:
         if jobs:
             console = tables.console(self.out, no_color=no_color)
-            console.print(tables.jobs_table(jobs, timezone.now()))
+            console.print(tables.jobs_table(jobs, timezone.now(), console.width))
         return len(jobs)
 
     def _say_how_many_more(self, more: int) -> None:

@@ -69,7 +69,7 @@ class Command(JobCommand):
             self._wait_for(job)
         self._show(job, options)
         if options["wait"] and job.status != JobStatus.COMPLETED:
-            raise failed(f"the job did not complete: {tables.described(job)}")
+            raise failed("the job did not complete")
 
     def _wait_for(self, job: ContainerJob) -> None:
         self.waiting_for = job
@@ -88,7 +88,8 @@ class Command(JobCommand):
             self.say(tables.described(job))
 
     def on_interrupt(self) -> str:
-        return f"interrupted; job {self.waiting_for} goes on" if self.waiting_for else "interrupted"
+        job = self.waiting_for
+        return f"interrupted; job {job.pk} goes on" if job else "interrupted"
 
 
 _LIMITS: tuple[tuple[str, str, type, str], ...] = (

@@ -1,0 +1,99 @@
+# Everything a newcomer or CI needs; `make` alone lists it.
+#
+#   make test PYTEST="tests/models -k save"     options for pytest
+#   make bench WORKLOAD=drain ROUNDS=5 JOBS=20000
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+export DEBUG ?= on
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
+	command -v $$name >/dev/null && { echo $$name; break; }; done)
+
+PYTEST ?=
+PROCESSES ?= 2
+WORKLOAD ?= drain
+ROUNDS ?= 5
+JOBS ?= 20000
+
+.PHONY: help install demo run migrate test test-sqlite test-postgres lint format docs bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Installing ---------------------------------------------------------------------------------------
+
+install: $(INSTALLED) ## .venv with everything that the other targets need
+
+$(INSTALLED): requirements.txt
+	@[ -n "$(PYTHON)" ] || { echo "make: there is no python3 here; Python 3.11 or newer is needed" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "make: $(PYTHON) is too old; Python 3.11 or newer is needed" >&2; exit 1; }
+	@[ -x $(PY) ] || $(PYTHON) -m venv $(VENV) \
+		|| { echo "make: $(PYTHON) -m venv failed (Debian: apt-get install python3-venv)" >&2; rm -rf $(VENV); exit 1; }
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+# Using --------------------------------------------------------------------------------------------
+
+demo: migrate ## real jobs that succeed, fail, retry, are killed, cancelled and time out
+	@$(PY) manage.py demo
+
+run: migrate ## what there is to run, in one process group
+	@$(PY) manage.py standalone
+
+migrate: $(INSTALLED) ## bring the database up to date
+	@$(PY) manage.py migrate --verbosity 0
+
+# Checking -----------------------------------------------------------------------------------------
+
+test: test-sqlite test-postgres ## every test, on SQLite and on a PostgreSQL of its own
+
+# What starts processes or containers of its own runs alone, after the rest: it measures time.
+TOGETHER := $(PY) -m pytest -p tests.support.left_out -n $(PROCESSES) -m "not processes and not docker"
+ALONE := $(PY) -m pytest -p tests.support.left_out -m "processes or docker"
+NONE_IS_FINE := || [ $$? = 5 ]
+
+test-sqlite: $(INSTALLED) ## the tests on SQLite
+	@echo "== SQLite"
+	$(TOGETHER) $(PYTEST) $(NONE_IS_FINE)
+	$(ALONE) $(PYTEST) $(NONE_IS_FINE)
+
+test-postgres: $(INSTALLED) ## the tests on a PostgreSQL that is started for them
+	@echo "== PostgreSQL"
+	$(PY) -m tests.services postgres -- $(TOGETHER) $(PYTEST) $(NONE_IS_FINE)
+	$(PY) -m tests.services postgres -- $(ALONE) $(PYTEST) $(NONE_IS_FINE)
+
+# A process that a browser could reach: what docs/deployment.md shows.
+PRODUCTION := env -u DATABASE_URL DEBUG=off ALLOWED_HOSTS=jobs.example.org \
+	SECRET_KEY=only-for-this-check-0123456789-abcdefghijklmnopqrstuvwxyz-ABCDEFGH
+
+lint: $(INSTALLED) ## style, types, layers, migrations, deployment settings
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(PY) manage.py makemigrations --check --dry-run
+	$(PRODUCTION) $(PY) manage.py check --deploy --fail-level WARNING
+
+format: $(INSTALLED) ## let ruff put right what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+docs: $(INSTALLED) ## write the generated parts of docs/ again
+	$(PY) -m tests.test_docs --write
+
+# Measuring ----------------------------------------------------------------------------------------
+
+bench: $(INSTALLED) ## WORKLOAD=drain: ours beside a peer, in rounds of one run
+	@$(PY) -m benchmarks $(WORKLOAD) --rounds $(ROUNDS) --jobs $(JOBS)
+
+clean: ## remove what the targets made, but the database
+	rm -rf $(VENV) .venv-bench-* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

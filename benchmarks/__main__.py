@@ -1,0 +1,36 @@
+"""python -m benchmarks drain [--rounds 5] [--jobs 20000] [--json FILE] [--docs]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks import drain, report
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKLOADS = {"drain": drain.run}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("workload", choices=sorted(WORKLOADS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=20_000)
+    parser.add_argument("--concurrency", type=int, default=200, help="of our worker")
+    parser.add_argument("--json", type=Path, help="default: benchmarks/results/<workload>.json")
+    parser.add_argument(
+        "--docs", action="store_true", help="put the table into docs/performance.md"
+    )
+    given = parser.parse_args()
+    results = WORKLOADS[given.workload](given.rounds, given.jobs, given.concurrency)
+    report.write_json(results, given.json or ROOT / f"benchmarks/results/{given.workload}.json")
+    table = report.markdown(results)
+    print(table)
+    if given.docs:
+        report.write_docs(ROOT / "docs/performance.md", given.workload, table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The others, each installed at a pinned version into an environment of its own."""
