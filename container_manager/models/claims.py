@@ -104,7 +104,7 @@ WITH RECURSIVE {_LANES},
       completed_at = NULL,
       transition_info = jsonb_build_object('version', j.version + 1, 'actor', %(actor)s::text,
         'metadata', jsonb_build_object('worker', %(worker)s::text, 'engine', chosen.engine_id))
-    FROM chosen WHERE j.id = chosen.id AND j.status = 'queued'
+    FROM chosen WHERE j.id = chosen.id  -- still queued: it was locked above
     RETURNING j.*, chosen.number, chosen.alias, chosen.runs_as, chosen.engine_id
   ),
   held AS (

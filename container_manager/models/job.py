@@ -136,7 +136,7 @@ class ContainerJob(GuardedModel):
         null=True, blank=True, validators=[InRange(0.01, validators.MAX_CPU)], help_text="Cores."
     )
     memory_limit_mb = models.PositiveIntegerField(
-        null=True, blank=True, validators=[InRange(6, validators.MAX_MEMORY_MB)]
+        null=True, blank=True, validators=[InRange(validators.MIN_MEMORY_MB, validators.MAX_MEMORY_MB)]
     )
     pids_limit = models.PositiveIntegerField(
         null=True, blank=True, validators=[InRange(1, validators.MAX_PIDS)]
@@ -423,22 +423,34 @@ class ContainerJob(GuardedModel):
     # Input
 
     def clean_fields(self, exclude: Collection[str] | None = None) -> None:
-        problems: dict[str, Any] = {}
-        try:
-            self.command = validators.split_command(self.command)
-        except ValidationError as error:
-            problems["command"] = error.error_list
-        try:
-            if self.name:
-                validators.name(self.name)
-        except ValidationError as error:
-            problems["name"] = error.error_list
+        problems = self._misread({*(exclude or ())})
         try:
             super().clean_fields(exclude={*(exclude or ()), *problems})
         except ValidationError as error:
             problems.update(error.error_dict)
         if problems:
             raise ValidationError(problems)
+
+    def _misread(self, exclude: Collection[str]) -> dict[str, Any]:
+        """What must be looked at before Django's fields make something else of it."""
+        problems: dict[str, Any] = {}
+        for field in self._meta.concrete_fields:
+            if field.name not in exclude:
+                try:
+                    self._read(field, getattr(self, field.attname))
+                except ValidationError as error:
+                    problems[field.name] = error.error_list
+        return problems
+
+    def _read(self, field: Any, value: Any) -> None:
+        if field.name == "command":
+            self.command = validators.split_command(value)
+        elif field.name == "name" and value:
+            validators.name(value)
+        elif isinstance(field, models.IntegerField | models.FloatField):
+            validators.number(value, whole=isinstance(field, models.IntegerField))
+        elif isinstance(value, str):
+            validators.plain_text(value)
 
     def clean(self) -> None:
         """What concerns several fields at once."""

@@ -86,7 +86,8 @@ class Ending:
     retry: bool = False
     retry_infra: bool = False
     retry_delay: float = 0.0
-    memory_factor: float = 1.0
+    memory_limit_mb: int | None = None
+    """Of the next attempt; None leaves it as it is."""
     retry_at_once: bool = False
     """Back into the queue in the same transaction, without a backoff."""
     actor: str | None = None
@@ -173,6 +174,7 @@ def keep_chunks(using: str, claimant: Claimant, chunks: Sequence[LogChunk]) -> N
 
 
 def _keep_postgresql(cursor: Any, claimant: Claimant, chunks: Sequence[LogChunk]) -> None:
+    """The lock makes an adopter wait: it goes on from where the stored output ends."""
     columns = list(zip(*map(_as_tuple, chunks), strict=True))
     cursor.execute(
         f"""
@@ -180,7 +182,7 @@ def _keep_postgresql(cursor: Any, claimant: Claimant, chunks: Sequence[LogChunk]
         SELECT g.id, g.job_id, g.attempt, g.stream, g.start, g.data, clock_timestamp()
         FROM unnest(%s::uuid[], %s::uuid[], %s::integer[], %s::integer[], %s::text[],
           %s::bigint[], %s::bytea[]) AS g(id, job_id, attempt, epoch, stream, start, data)
-        JOIN job_attempts a ON {FENCE}
+        JOIN job_attempts a ON {FENCE} FOR SHARE OF a
         ON CONFLICT DO NOTHING""",
         [*map(list, columns), claimant.worker_id],
     )
@@ -304,10 +306,9 @@ def retry_jobs(using: str, claimant: Claimant, endings: Iterable[Ending]) -> dic
     columns = {
         "job_id": "uuid",
         **dict.fromkeys(("reason", "actor"), "text"),
-        "attempt": "integer",
-        "exit_code": "integer",
+        **dict.fromkeys(("attempt", "exit_code", "memory_limit_mb"), "integer"),
         **dict.fromkeys(("retry_infra", "retry_at_once"), "boolean"),
-        **dict.fromkeys(("retry_delay", "memory_factor"), "double precision"),
+        "retry_delay": "double precision",
     }
     return _move(
         using,
@@ -320,7 +321,7 @@ def retry_jobs(using: str, claimant: Claimant, endings: Iterable[Ending]) -> dic
           retry_count = j.retry_count + CASE WHEN g.retry_infra THEN 0 ELSE 1 END,
           infra_retry_count = CASE WHEN g.retry_at_once THEN j.infra_retry_count
             WHEN g.retry_infra THEN j.infra_retry_count + 1 ELSE 0 END,
-          memory_limit_mb = CAST(j.memory_limit_mb * g.memory_factor AS INTEGER)""",
+          memory_limit_mb = coalesce(g.memory_limit_mb, j.memory_limit_mb)""",
     )
 
 
@@ -362,7 +363,7 @@ def _move(
         f"""
         UPDATE container_jobs AS j SET version = j.version + 1, updated_at = {now}, {changes},
           transition_info = {json_object(connection, info)}
-        FROM {rows} WHERE j.id = g.job_id AND {moving}""",
+        FROM {rows} WHERE j.id = g.job_id AND ({moving}) IS TRUE""",
         [str(claimant.worker_id), given],
         returning=("j.id", "j.status"),
     )

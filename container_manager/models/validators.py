@@ -13,8 +13,10 @@ from container_manager import conf, retries
 MAX_COMMAND_BYTES = 128 * 1024
 MAX_ENVIRONMENT_VARIABLES = 1_000
 MAX_ENVIRONMENT_BYTES = 128 * 1024
+MIN_MEMORY_MB = 6
 MAX_CPU, MAX_MEMORY_MB, MAX_PIDS = 1_024.0, 16 * 1024 * 1024, 1_000_000
 MAX_SECONDS = 366 * 24 * 3600
+LARGEST_NUMBER = 2**63 - 1
 RESERVED_PREFIX = "CM_"
 
 # The grammar of an image reference: [host[:port]/]path[:tag][@digest].
@@ -30,7 +32,8 @@ _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_./-]{0,126}[A-Za-z0-9])?")
 
 
 def refuse(message: str) -> None:
-    raise ValidationError(message, code="invalid")
+    # Not `invalid`: a field replaces the message of every code that it has a message of its own for.
+    raise ValidationError(message, code="refused")
 
 
 def plain_text(value: Any) -> None:
@@ -136,7 +139,17 @@ def retry_policy(value: Any) -> None:
     try:
         retries.read_policy(value, conf.settings.RETRY_POLICIES)
     except retries.PolicyError as error:
-        raise ValidationError(str(error), code="invalid") from error
+        raise ValidationError(str(error), code="refused") from error
+
+
+def number(value: Any, *, whole: bool) -> None:
+    """A number as it was given, before Django's fields make one of it."""
+    strange = isinstance(value, bool) or not isinstance(value, int | float | str | None)
+    broken = whole and isinstance(value, float) and value % 1 != 0
+    if strange or broken or value == "":
+        refuse("Must be a whole number." if whole else "Must be a number.")
+    if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+        refuse(f"Must not be larger than {LARGEST_NUMBER}.")
 
 
 class InRange:
