@@ -13,8 +13,8 @@ export DEBUG ?= on
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
-PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
-	command -v $$name >/dev/null && { echo $$name; break; }; done)
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
 
 PYTEST ?=
 PROCESSES ?= 2
@@ -32,9 +32,7 @@ help: ## this list
 install: $(INSTALLED) ## .venv with everything that the other targets need
 
 $(INSTALLED): requirements.txt
-	@[ -n "$(PYTHON)" ] || { echo "make: there is no python3 here; Python 3.11 or newer is needed" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "make: $(PYTHON) is too old; Python 3.11 or newer is needed" >&2; exit 1; }
+	@[ -n "$(PYTHON)" ] || { echo "make: Python 3.11 or newer is needed (or PYTHON=path)" >&2; exit 1; }
 	@[ -x $(PY) ] || $(PYTHON) -m venv $(VENV) \
 		|| { echo "make: $(PYTHON) -m venv failed (Debian: apt-get install python3-venv)" >&2; rm -rf $(VENV); exit 1; }
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt

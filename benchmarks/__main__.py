@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("workload", choices=sorted(WORKLOADS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=20_000)
-    parser.add_argument("--concurrency", type=int, default=200, help="of our worker")
+    parser.add_argument("--concurrency", type=int, default=400, help="of our worker")
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/<workload>.json")
     parser.add_argument(
         "--docs", action="store_true", help="put the table into docs/performance.md"

@@ -60,7 +60,7 @@ class Settings:
     CONCURRENCY: int = _key(
         2 * (os.cpu_count() or 2), "Jobs that one worker runs at once.", _positive
     )
-    CLAIM_BATCH: int = _key(100, "Jobs that one claim takes at most.", _positive)
+    CLAIM_BATCH: int = _key(200, "Jobs that one claim takes at most.", _positive)
     POLL_SECONDS: float = _key(
         1.0, "How often an idle worker looks for work (PostgreSQL also wakes it).", _positive
     )

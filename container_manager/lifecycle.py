@@ -11,6 +11,7 @@ now" is an outcome that each verb returns, never an exception. No engine is call
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -22,15 +23,22 @@ from uuid import UUID
 
 from django.core.exceptions import ValidationError
 from django.db import OperationalError, models, transaction
-from django.db.models.functions import Now
-from django.utils import timezone
+from django.db.models.functions import Cast, Coalesce, Greatest, Now
 
 from container_manager import retries
 from container_manager.conf import settings
 from container_manager.exceptions import InvalidTransition
 from container_manager.executors.base import Outcome
 from container_manager.faults import reached
-from container_manager.models import ContainerJob, JobAttempt, Worker, acting_as, claims, leases
+from container_manager.models import (
+    ContainerJob,
+    JobAttempt,
+    Worker,
+    acting_as,
+    claims,
+    leases,
+    validators,
+)
 from container_manager.models.base import database_now, log_move
 from container_manager.models.job import wake_workers
 from container_manager.models.leases import Claimant, Lease
@@ -71,6 +79,8 @@ __all__ = [
     "submit",
     "verdict",
 ]
+
+logger = logging.getLogger("container_manager")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -114,7 +124,9 @@ def submit(*, queue_now: bool = False, **wanted: Any) -> ContainerJob:
         raise ValidationError(dict.fromkeys(unknown, f"Unknown field; there are {allowed}."))
     job = ContainerJob(**wanted)
     job.full_clean()
-    return _insert(job, queue_now)
+    stored = _insert(job, queue_now)
+    reached("S2")
+    return stored
 
 
 SUBMITTABLE = {
@@ -360,15 +372,32 @@ def ending(lease: Lease, outcome: Outcome, stopped: StopKind | None, **evidence:
         retry=again is not None,
         retry_infra=again is not None and again.infra,
         retry_delay=again.delay_seconds if again else 0.0,
-        memory_factor=again.memory_factor if again else 1.0,
+        memory_limit_mb=_memory_of_next(lease, again),
         retry_at_once=stopped == StopKind.DRAIN,
         **evidence,
     )
 
 
+def _memory_of_next(lease: Lease, again: retries.Retry | None) -> int | None:
+    """What the next attempt may use; None leaves it as it is."""
+    if again is None or again.memory_factor == 1.0 or lease.memory_limit_mb is None:
+        return None
+    wanted = int(lease.memory_limit_mb * again.memory_factor)
+    return min(max(wanted, validators.MIN_MEMORY_MB), validators.MAX_MEMORY_MB)
+
+
+def _policy_of(lease: Lease) -> retries.RetryPolicy:
+    """A policy that nobody can read any more must not keep a job from ending."""
+    try:
+        return retries.read_policy(lease.retry_policy, settings.RETRY_POLICIES)
+    except retries.PolicyError as error:
+        logger.warning("Job %s: retry_policy: %s; the default is used", lease.job_id, error)
+        return retries.BUILT_IN["default"]
+
+
 def _next_attempt(lease: Lease, outcome: Outcome, reason: Reason | None) -> retries.Retry | None:
     return retries.decide(
-        retries.read_policy(lease.retry_policy, settings.RETRY_POLICIES),
+        _policy_of(lease),
         reason=reason or Reason.EXIT_CODE,
         exit_code=outcome.exit_code,
         retries_left=lease.retry_count < lease.max_retries,
@@ -388,12 +417,23 @@ def _error(outcome: Outcome, reason: Reason | None) -> str:
 # Dead workers -------------------------------------------------------------------------------------
 
 
-def orphans(dead: Collection[UUID], engine_ids: Collection[str], limit: int) -> list[JobAttempt]:
-    """Attempts on these engines whose worker is dead, has no row any more, or let them go."""
-    living = Worker.objects.exclude(pk__in=dead)
+def orphans(
+    dead: Collection[UUID],
+    engine_ids: Collection[str],
+    limit: int,
+    *,
+    own: UUID | None = None,
+    under_way: Collection[UUID] = (),
+) -> list[JobAttempt]:
+    """Attempts on these engines whose worker is dead, has no row any more, or let them go.
+
+    Of the worker `own` those that it does not have `under_way`: the answer to a claim was lost.
+    """
+    others = Worker.objects.exclude(pk__in=[*dead, own] if own else dead)
     active = JobAttempt.objects.active().filter(engine_id__in=engine_ids)
-    abandoned = active.exclude(worker_id__in=living.values("pk"))
-    return list(abandoned.order_by("created_at")[:limit])
+    abandoned = active.exclude(worker_id__in=others.values("pk"))
+    unknown = abandoned.exclude(worker_id=own, job_id__in=under_way) if own else abandoned
+    return list(unknown.order_by("created_at")[:limit])
 
 
 @verb
@@ -419,19 +459,19 @@ def requeue_due(limit: int = 500) -> int:
 @verb
 def expire_waiting(limit: int = 500) -> int:
     """Cancel jobs that have waited in the queue longer than they may."""
-    limited = ContainerJob.objects.filter(
-        status=JobStatus.QUEUED, queue_timeout_seconds__isnull=False
-    ).order_by("queued_at")
-    rows = limited.values_list("pk", "queued_at", "scheduled_for", "queue_timeout_seconds")
-    now = timezone.now()
-    late = [
-        pk
-        for pk, queued_at, scheduled_for, seconds in rows[: 10 * limit]
-        if max(queued_at, scheduled_for or queued_at) + timedelta(seconds=seconds) < now
-    ]
-    queued = ContainerJob.objects.filter(pk__in=late[:limit], status=JobStatus.QUEUED)
-    pks = list(queued.select_for_update(skip_locked=True).values_list("pk", flat=True))
+    limited = models.Q(status=JobStatus.QUEUED, queue_timeout_seconds__isnull=False)
+    late = ContainerJob.objects.filter(limited).alias(patient_until=_PATIENT_UNTIL)
+    rows = late.filter(patient_until__lt=Now()).order_by("pk")
+    pks = list(rows.select_for_update(skip_locked=True).values_list("pk", flat=True)[:limit])
     return _as_upkeep(pks, JobStatus.CANCELLED, reason=Reason.QUEUE_TIMEOUT)
+
+
+_WAITS_SINCE = Greatest("queued_at", Coalesce("scheduled_for", "queued_at"))
+_SECONDS = Cast("queue_timeout_seconds", models.IntegerField())
+_PATIENCE = models.ExpressionWrapper(
+    _SECONDS * models.Value(timedelta(seconds=1)), models.DurationField()
+)
+_PATIENT_UNTIL = models.ExpressionWrapper(_WAITS_SINCE + _PATIENCE, models.DateTimeField())
 
 
 def _as_upkeep(pks: list[UUID], status: JobStatus, **change: Any) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -91,7 +90,8 @@ def decide(
     Retry(delay_seconds=8.0, memory_factor=1.0, infra=False)
     >>> decide(policy, reason=Reason.EXIT_CODE, retries_left=False, retry_count=1, **common)
     """
-    if reason.is_permanent:
+    rule = policy.rule_for(exit_code, reason) or {}
+    if reason.is_permanent or _is_forbidden(rule, reason):
         return None
     if reason == Reason.WORKER_STOPPED:  # an orderly end is no failure: never too many of them
         return Retry(0.0, infra=True)
@@ -99,10 +99,14 @@ def decide(
         if infra_retry_count >= max_infra_retries:
             return None
         return Retry(policy.delay(infra_retry_count + 1, chance), infra=True)
-    rule = policy.rule_for(exit_code, reason) or {}
-    if not retries_left or rule.get("action") == "fail":
+    if not retries_left:
         return None
     return Retry(policy.delay(retry_count + 1, chance), rule.get("memory_factor", 1.0))
+
+
+def _is_forbidden(rule: Mapping[str, Any], reason: Reason) -> bool:
+    """A failure of the machinery is forbidden to be retried only by a rule that names it."""
+    return rule.get("action") == "fail" and (reason.blame != "infra" or "on_reason" in rule)
 
 
 def is_poison(reason: Reason, infra_retry_count: int, max_infra_retries: int) -> bool:
@@ -135,7 +139,7 @@ def read_policy(given: Any, named: Mapping[str, Any] | None = None) -> RetryPoli
 
 def _named_policy(name: str, named: Mapping[str, Any]) -> RetryPolicy:
     if name in named:
-        return _policy_from(named[name])
+        return read_policy(named[name])
     if name in BUILT_IN:
         return BUILT_IN[name]
     raise PolicyError(f"no policy {name!r}; there are {', '.join([*BUILT_IN, *named])}")
@@ -164,11 +168,11 @@ def _policy_from(given: Mapping[str, Any]) -> RetryPolicy:
     return RetryPolicy(strategy=strategy, rules=checked, **numbers)
 
 
-def _number(value: Any, where: str, top: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+def _number(value: Any, where: str, top: float, low: float = 0) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise PolicyError(f"{where}: must be a number")
-    if not 0 <= value <= top:
-        raise PolicyError(f"{where}: must be between 0 and {top:g}")
+    if not low <= value <= top:
+        raise PolicyError(f"{where}: must be between {low:g} and {top:g}")
     return float(value)
 
 
@@ -190,7 +194,7 @@ def _rule(rule: Any, where: str) -> Mapping[str, Any]:
                 f"{where}.on_reason: {reason!r} is not one of {', '.join(Reason.values)}"
             )
     if "memory_factor" in rule:
-        _number(rule["memory_factor"], f"{where}.memory_factor", 64)
+        _number(rule["memory_factor"], f"{where}.memory_factor", 64, low=1)
     return rule
 
 

@@ -24,6 +24,7 @@ from django.core.management.base import (
     CommandError,
     CommandParser,
     DjangoHelpFormatter,
+    OutputWrapper,
     SystemCheckError,
 )
 from django.db import DatabaseError, InterfaceError, connections
@@ -86,6 +87,7 @@ class JobCommand(BaseCommand):
     def run_from_argv(self, argv: list[str]) -> None:
         _be_a_guest_of_the_database()
         _be_lenient_with_the_terminal()
+        self._open_closed_streams()
         if self.quiet and not {"-v2", "-v3", "--verbosity=2", "--verbosity=3"} & {*argv}:
             _keep_moves_off_the_terminal()
         try:
@@ -94,6 +96,13 @@ class JobCommand(BaseCommand):
             if self.stderr.isatty():  # which shows ^C at the beginning of its line
                 self.stderr.write("")
             self._leave(self.on_interrupt(), Exit.INTERRUPTED)
+
+    def _open_closed_streams(self) -> None:
+        """Who closes stdout or stderr (`>&-`) does not want to read, and gets no traceback."""
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:
+                setattr(sys, name, io.StringIO())
+                setattr(self, name, OutputWrapper(getattr(sys, name)))
 
     def on_interrupt(self) -> str:
         """What to say after Ctrl-C."""

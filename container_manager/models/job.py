@@ -136,7 +136,9 @@ class ContainerJob(GuardedModel):
         null=True, blank=True, validators=[InRange(0.01, validators.MAX_CPU)], help_text="Cores."
     )
     memory_limit_mb = models.PositiveIntegerField(
-        null=True, blank=True, validators=[InRange(validators.MIN_MEMORY_MB, validators.MAX_MEMORY_MB)]
+        null=True,
+        blank=True,
+        validators=[InRange(validators.MIN_MEMORY_MB, validators.MAX_MEMORY_MB)],
     )
     pids_limit = models.PositiveIntegerField(
         null=True, blank=True, validators=[InRange(1, validators.MAX_PIDS)]

@@ -32,7 +32,7 @@ _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_./-]{0,126}[A-Za-z0-9])?")
 
 
 def refuse(message: str) -> None:
-    # Not `invalid`: a field replaces the message of every code that it has a message of its own for.
+    # Not `invalid`: a field that has a message of its own for a code would put that in its place.
     raise ValidationError(message, code="refused")
 
 

@@ -15,13 +15,14 @@ from uuid import UUID
 from django.db import InterfaceError, OperationalError, connection
 
 from container_manager import __version__, conf, ids, lifecycle
+from container_manager.executors.base import CHUNK_BYTES
 from container_manager.models import ContainerJob, Installation, JobLog, Queue, Worker
 from container_manager.models.leases import Claimant, Lease
 from container_manager.states import JobStatus, StopKind, Stream
 from container_manager.worker.engines import Engines
 from container_manager.worker.heartbeat import Heartbeat
 from container_manager.worker.listener import Listener
-from container_manager.worker.output import Output
+from container_manager.worker.output import OUTPUT_BYTES, Output
 from container_manager.worker.recorder import Recorder
 from container_manager.worker.rescuer import Rescuer
 from container_manager.worker.runner import Run, run_inline
@@ -188,8 +189,11 @@ class WorkerLoop:
     # Recording
 
     def _record(self) -> None:
-        for job_id, was_ours in self._recorder.flush().items():
-            run = self._runs.pop(job_id, None)
+        for ending, was_ours in self._recorder.flush():
+            run = self._runs.get(ending.job_id)
+            if run is not None and run.lease.key != ending.key:
+                continue
+            self._runs.pop(ending.job_id, None)
             if run is not None and was_ours:
                 self._sweeper.sweep(run.lease, run.executor, run.execution)
         self._drop_lost()
@@ -222,7 +226,8 @@ class WorkerLoop:
     def _should_look(self, now: float) -> bool:
         """After a full catch at once; else when woken, or when it is time to poll."""
         woken = self._look.is_set()
-        self._look.clear()
+        if woken:
+            self._look.clear()
         return self._poll.is_due(now) or woken or not self._found_nothing
 
     def _start(self, leases: Sequence[Lease]) -> None:
@@ -238,6 +243,8 @@ class WorkerLoop:
             threading.Thread(target=run_inline, args=arguments, daemon=True).start()
 
     def _start_run(self, lease: Lease) -> None:
+        if before := self._runs.get(lease.job_id):
+            before.let_go()
         executor = self._engines[lease.executor].executor
         output = self._output_of(lease)
         run = Run(lease, executor, self._instance, self._recorder, output)
@@ -249,11 +256,14 @@ class WorkerLoop:
         if not lease.adopted:
             return Output(lease, cap, {}, wake=self._woken.set)
         ends = JobLog.objects.ends(lease.job_id, lease.attempt)
-        stored = JobLog.objects.filter(
-            job_id=lease.job_id, attempt=lease.attempt, stream=Stream.STDOUT
+        last = JobLog.objects.filter(
+            job_id=lease.job_id,
+            attempt=lease.attempt,
+            stream=Stream.STDOUT,
+            offset__gt=ends.get(Stream.STDOUT, 0) - OUTPUT_BYTES - CHUNK_BYTES,
         )
-        last = stored.order_by("-offset").values_list("data", flat=True)[:2]
-        tail = b"".join(bytes(data) for data in reversed(last))
+        pieces = last.order_by("offset").values_list("data", flat=True)
+        tail = b"".join(map(bytes, pieces))[-OUTPUT_BYTES:]
         return Output(lease, cap, ends, tail, wake=self._woken.set)
 
     # Stopping jobs
@@ -300,8 +310,12 @@ class WorkerLoop:
 
     def _adopt_orphans(self) -> None:
         most = max(self._concurrency, 1)
-        for lease in self._rescuer.rescue(self._claimant, self._engines, most):
+        adopted = self._rescuer.rescue(self._claimant, self._engines, most, list(self._runs))
+        for lease in adopted:
             self._start_run(lease)
+        for lease in adopted:
+            if lease.stop_kind:
+                self._stop([lease.job_id], StopKind(lease.stop_kind))
 
     # The end
 

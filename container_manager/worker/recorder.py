@@ -29,6 +29,9 @@ from container_manager.worker.output import Output
 
 logger = logging.getLogger("container_manager")
 
+Identity = tuple[UUID, int, int]
+"""Job, attempt, epoch: a worker may come to hold a second attempt while it still ends the first."""
+
 
 class Recorder:
     """The only way from a job's thread into the database."""
@@ -40,7 +43,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._steps: list[tuple[Progress, Future[bool]]] = []
         self._endings: list[tuple[Ending, Output | None]] = []
-        self._outputs: dict[UUID, Output] = {}
+        self._outputs: dict[Identity, Output] = {}
         self._logs_written_at = time.monotonic()
 
     # Called by job threads
@@ -56,7 +59,7 @@ class Recorder:
     def follow(self, output: Output) -> None:
         """Write what comes into `output` until its attempt has ended."""
         with self._lock:
-            self._outputs[output.lease.job_id] = output
+            self._outputs[_identity(output.lease)] = output
 
     def end(self, ending: Ending, output: Output | None = None) -> None:
         """Report the end of an attempt; its output is written before."""
@@ -67,7 +70,7 @@ class Recorder:
     def forget(self, lease: Lease) -> None:
         """The attempt is somebody else's: write nothing more of it."""
         with self._lock:
-            output = self._outputs.pop(lease.job_id, None)
+            output = self._outputs.pop(_identity(lease), None)
         if output is not None:
             output.close()
 
@@ -78,8 +81,8 @@ class Recorder:
         with self._lock:
             return not self._steps and not self._endings
 
-    def flush(self) -> dict[UUID, bool]:
-        """Write what there is; returns the ended jobs, and whether their attempt was ours."""
+    def flush(self) -> list[tuple[Ending, bool]]:
+        """Write what there is; returns the ends, and whether the attempt was still ours."""
         self._write_steps()
         with self._lock:
             endings = list(self._endings)
@@ -113,17 +116,19 @@ class Recorder:
                     lifecycle.keep_chunks(self._claimant, chunks, fallen)
                     reached("U2")
 
-    def _write_endings(self, endings: list[tuple[Ending, Output | None]]) -> dict[UUID, bool]:
+    def _write_endings(
+        self, endings: list[tuple[Ending, Output | None]]
+    ) -> list[tuple[Ending, bool]]:
         if not endings:
-            return {}
+            return []
         reached("X3")
         mine = self._finish([_complete(*each) for each in endings])
         reached("X4")
         with self._lock:
             del self._endings[: len(endings)]
             for ending, _ in endings:
-                self._outputs.pop(ending.job_id, None)
-        return {ending.job_id: ending.job_id in mine for ending, _ in endings}
+                self._outputs.pop(_identity(ending), None)
+        return [(ending, ending.job_id in mine) for ending, _ in endings]
 
     def _finish(self, endings: list[Ending]) -> set[UUID]:
         """All in one go; if the database refuses one of them, each by itself."""
@@ -137,11 +142,15 @@ class Recorder:
         return {job_id for ending in endings for job_id in self._finish([ending])}
 
 
+def _identity(held: Lease | Progress | Ending) -> Identity:
+    return held.job_id, held.attempt, held.epoch
+
+
 def _merged(steps: Iterable[Progress]) -> list[Progress]:
     """One step for each attempt: the latest phase, and every fact that was told."""
-    latest: dict[UUID, Progress] = {}
+    latest: dict[Identity, Progress] = {}
     for step in steps:
-        before = latest.get(step.job_id)
+        before = latest.get(_identity(step))
         if before is not None:
             told = {
                 field.name: getattr(before, field.name)
@@ -149,7 +158,7 @@ def _merged(steps: Iterable[Progress]) -> list[Progress]:
                 if getattr(step, field.name) is None
             }
             step = replace(step, **told)
-        latest[step.job_id] = step
+        latest[_identity(step)] = step
     return list(latest.values())
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from uuid import UUID
 
 from container_manager import lifecycle
+from container_manager.faults import reached
 from container_manager.models import JobAttempt, Worker
 from container_manager.models.leases import Claimant, Lease
 from container_manager.worker.engines import Engines
@@ -37,11 +38,22 @@ class Rescuer:
         self._seen = seen
         return {pk for pk, (_, since) in seen.items() if now - since >= self._lease_seconds}
 
-    def rescue(self, claimant: Claimant, engines: Engines, most: int) -> list[Lease]:
-        """Take over orphaned attempts that an engine of ours can speak about."""
+    def rescue(
+        self,
+        claimant: Claimant,
+        engines: Engines,
+        most: int,
+        under_way: Collection[UUID] = (),
+    ) -> list[Lease]:
+        """Take over orphaned attempts that an engine of ours can speak about.
+
+        `under_way`: the jobs that this worker itself is at, whatever others take it for.
+        """
         dead = self.dead()
-        found = lifecycle.orphans(dead, self._known_engines(engines), most)
+        known = self._known_engines(engines)
+        found = lifecycle.orphans(dead, known, most, own=self._worker_id, under_way=under_way)
         speakable = [each for each in found if engines.for_id(each.executor, each.engine_id)]
+        reached("A2")
         adopted = lifecycle.adopt(claimant, speakable) if speakable else []
         for lease in adopted:
             logger.warning("Job %s: adopted, its worker is gone", lease.job_id)

@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 from container_manager import lifecycle
@@ -221,7 +220,7 @@ class Run:
         reached("R5")
         self.execution = execution
         self._set_deadline(execution)
-        if self.lease.stop_kind and not execution.running:
+        if self.lease.stop_kind:  # its earlier worker was about to signal it, and is gone
             self._reached_alive.append(StopKind(self.lease.stop_kind))
         self._recorder.step(
             self.lease,

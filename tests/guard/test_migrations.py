@@ -43,7 +43,8 @@ def assert_the_guard_stands(job):
 def columns_of(table):
     with connection.cursor() as cursor:
         return {
-            column.name: column for column in connection.introspection.get_table_description(cursor, table)
+            column.name: column
+            for column in connection.introspection.get_table_description(cursor, table)
         }
 
 
@@ -57,8 +58,7 @@ def later(tmp_path, monkeypatch, settings):
         folder.mkdir()
         (folder / "__init__.py").touch()
         for name in OURS:
-            source = f"from importlib import import_module\nMigration = import_module('{MODULE}.{name}').Migration\n"
-            (folder / f"{name}.py").write_text(source)
+            (folder / f"{name}.py").write_text(SAME.format(module=f"{MODULE}.{name}"))
         previous = OURS[-1]
         for number, body in enumerate(bodies, start=len(OURS) + 1):
             name = f"{number:04d}_later"
@@ -71,6 +71,8 @@ def later(tmp_path, monkeypatch, settings):
     migrate("container_manager", OURS[-1])
 
 
+SAME = "from importlib import import_module\nMigration = import_module('{module}').Migration\n"
+
 LATER = textwrap.dedent(
     """
     from django.db import migrations, models
@@ -81,25 +83,34 @@ LATER = textwrap.dedent(
     """
 )
 
-ADD_FIELD = 'migrations.AddField("containerjob", "colour", models.CharField(max_length=9, default="red"))'
+ADD_FIELD = (
+    'migrations.AddField("containerjob", "colour", models.CharField(max_length=9, default="red"))'
+)
 REMOVE_FIELD = 'migrations.RemoveField("containerjob", "colour")'
 ADD_CONSTRAINT = (
     'migrations.AddConstraint("containerjob", models.CheckConstraint('
     'condition=models.Q(attempt__lt=1000), name="attempts_are_few"))'
 )
-ALTER_FIELD = 'migrations.AlterField("containerjob", "name", models.CharField(max_length=300, blank=True))'
+ALTER_FIELD = (
+    'migrations.AlterField("containerjob", "name", models.CharField(max_length=300, blank=True))'
+)
 LONGER_STATUS = (
-    'migrations.AlterField("containerjob", "status", models.CharField(max_length=40, default="pending"))'
+    'migrations.AlterField("containerjob", "status",'
+    ' models.CharField(max_length=40, default="pending"))'
 )
 BIGGER_VERSION = (
     'migrations.AlterField("containerjob", "version", models.PositiveBigIntegerField(default=1))'
 )
-LONGER_HISTORY = 'migrations.AlterField("statehistory", "new_state", models.CharField(max_length=40))'
+LONGER_HISTORY = (
+    'migrations.AlterField("statehistory", "new_state", models.CharField(max_length=40))'
+)
 WRAPPED = (
     "migrations.SeparateDatabaseAndState(database_operations=["
     f"{LONGER_STATUS}], state_operations=[{LONGER_STATUS}])"
 )
-ADD_INDEX = 'migrations.AddIndex("containerjob", models.Index(fields=["attempt"], name="by_attempt"))'
+ADD_INDEX = (
+    'migrations.AddIndex("containerjob", models.Index(fields=["attempt"], name="by_attempt"))'
+)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
 
 from container_manager.models import ContainerJob, StateHistory
 from tests.factories import JobFactory
@@ -27,7 +27,9 @@ def copied(job, verb, extra="", **changed):
     )
 
 
-@pytest.mark.parametrize("verb", ["INSERT OR REPLACE", "REPLACE", "INSERT OR IGNORE", "INSERT OR FAIL"])
+@pytest.mark.parametrize(
+    "verb", ["INSERT OR REPLACE", "REPLACE", "INSERT OR IGNORE", "INSERT OR FAIL"]
+)
 def test_no_insert_rewrites_a_life_by_its_id(verb):
     job = JobFactory(status="completed")
     before = stored(job)
@@ -132,9 +134,7 @@ def test_a_temporary_table_of_the_same_name_cannot_capture_history():
     job = JobFactory()
     execute("CREATE TEMP TABLE state_history AS SELECT * FROM main.state_history WHERE 0")
     try:
-        execute(
-            "UPDATE container_jobs SET status = 'queued', queued_at = created_at, version = 2"
-        )
+        execute("UPDATE container_jobs SET status = 'queued', queued_at = created_at, version = 2")
         assert execute_count("SELECT count(*) FROM temp.state_history") == 0
         assert execute_count("SELECT count(*) FROM main.state_history") == 2
     finally:
@@ -143,8 +143,6 @@ def test_a_temporary_table_of_the_same_name_cannot_capture_history():
 
 
 def execute_count(sql):
-    from django.db import connection
-
     with connection.cursor() as cursor:
         cursor.execute(sql)
         return cursor.fetchone()[0]

@@ -136,9 +136,7 @@ def test_one_illegal_row_stops_the_statement():
 
 def test_every_row_of_a_large_update_is_told():
     ContainerJob.objects.bulk_create(ContainerJob(command=["x"]) for _ in range(1000))
-    execute(
-        "UPDATE container_jobs SET status = 'queued', version = 2, queued_at = created_at"
-    )
+    execute("UPDATE container_jobs SET status = 'queued', version = 2, queued_at = created_at")
     moved = StateHistory.objects.filter(old_state="pending", new_state="queued", version=2)
     assert moved.count() == 1000
     assert moved.values("entity_id").distinct().count() == 1000

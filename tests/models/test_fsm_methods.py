@@ -98,7 +98,9 @@ def test_two_moves_before_one_save_are_refused(first, second):
     assert told(job) == [(None, "pending", 1), ("pending", "queued", 2)]
 
 
-@pytest.mark.parametrize("save", [lambda job: job.save(), lambda job: job.save(update_fields=["status"])])
+@pytest.mark.parametrize(
+    "save", [lambda job: job.save(), lambda job: job.save(update_fields=["status"])]
+)
 def test_a_plain_assignment_cannot_follow_an_unsaved_move(save):
     job = JobFactory()
     job.enqueue()

@@ -43,9 +43,7 @@ def test_the_pairs_are_all_there_are():
 
 
 @pytest.mark.parametrize("way", LEGAL_WAYS, ids=name_of)
-@pytest.mark.parametrize(
-    ("factory", "pair"), [*rows(ways.legal, JOB), *rows(ways.legal, WORKFLOW)]
-)
+@pytest.mark.parametrize(("factory", "pair"), [*rows(ways.legal, JOB), *rows(ways.legal, WORKFLOW)])
 def test_a_legal_move_is_made_and_told_once(factory, pair, way):
     old, new = pair
     row = made(factory, old)

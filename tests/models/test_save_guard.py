@@ -235,7 +235,9 @@ def test_a_row_whose_insert_was_rolled_back_is_not_there():
 # Deferred fields
 
 
-@pytest.mark.parametrize("fields", [["name"], ["status"], ["version"], ["id"], ["status", "version"]])
+@pytest.mark.parametrize(
+    "fields", [["name"], ["status"], ["version"], ["id"], ["status", "version"]]
+)
 @pytest.mark.parametrize("way", ways.ORM_WAYS, ids=name_of)
 def test_a_job_read_with_only_some_fields_obeys_the_same_rules(fields, way):
     pk = JobFactory().pk
@@ -263,9 +265,7 @@ def test_a_state_that_was_read_before_the_move_is_stale_even_when_the_version_is
     job = JobFactory()
     for read_late in (lambda copy: None, lambda copy: copy.version):
         late = ContainerJob.objects.defer("version").get(pk=job.pk)
-        again(job).transition_to(
-            JOB.get_next_states(stored(job)["status"])[0]
-        )
+        again(job).transition_to(JOB.get_next_states(stored(job)["status"])[0])
         read_late(late)
         with pytest.raises(StaleState):
             ways.assign_and_save(late, "killed")

@@ -162,5 +162,3 @@ def database_actor() -> str:
     with connection.cursor() as cursor:
         cursor.execute("SELECT current_user")
         return f"db:{cursor.fetchone()[0]}"
-
-

@@ -29,7 +29,7 @@ class Command(JobCommand):
 
     def handle(self, **options: Any) -> None:
         unlimited = options["all"] or options["ids"]
-        limit = options["limit"] or (None if unlimited else LIMIT)
+        limit = LIMIT if options["limit"] is None and not unlimited else options["limit"]
         selection = select({**options, "limit": limit}, anything=True)
         shown = self._show(selection.newest(), options)
         if not shown:
