@@ -17,6 +17,8 @@ def main() -> int:
     except ImproperlyConfigured as error:
         print(f"manage.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -88,8 +88,6 @@ class JobCommand(BaseCommand):
         _be_a_guest_of_the_database()
         _be_lenient_with_the_terminal()
         self._open_closed_streams()
-        if self.quiet and not {"-v2", "-v3", "--verbosity=2", "--verbosity=3"} & {*argv}:
-            _keep_moves_off_the_terminal()
         try:
             super().run_from_argv(argv)
         except KeyboardInterrupt:
@@ -109,6 +107,9 @@ class JobCommand(BaseCommand):
         return "interrupted"
 
     def execute(self, *args: Any, **options: Any) -> str | None:
+        from_shell = getattr(self, "_called_from_command_line", False)
+        if from_shell and self.quiet and options.get("verbosity", 1) < 2:
+            _keep_moves_off_the_terminal()
         try:
             with _in_one_line():
                 output = super().execute(*args, **options)
@@ -119,7 +120,7 @@ class JobCommand(BaseCommand):
         except SystemCheckError:
             raise
         except CommandError as error:
-            if not getattr(self, "_called_from_command_line", False) or options.get("traceback"):
+            if not from_shell or options.get("traceback"):
                 raise
             self._leave(str(error), error.returncode)
         return output

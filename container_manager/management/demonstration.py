@@ -130,7 +130,7 @@ def find_place() -> Place | None:
                 return Place(alias, image, sentence)
     for alias, entry in executors.items():
         if entry["class"].endswith(".ProcessExecutor"):
-            sentence = f"as local processes (executor {alias}): no Docker engine with an image here"
+            sentence = "as local processes: there is no Docker engine with an image"
             return Place(alias, "", sentence)
     return None
 

@@ -79,10 +79,14 @@ class Selection:
         """
         return _limited(self._named() if self.ids is not None else self._oldest_first(), self.limit)
 
-    def newest(self) -> Iterator[ContainerJob]:
-        """One after the other, newest first; rows are read as they are asked for."""
+    def newest(self, columns: Iterable[str] = ()) -> Iterator[ContainerJob]:
+        """One after the other, newest first; rows are read as they are asked for.
+
+        `columns`: those that will be looked at; all but the output when none are named.
+        """
         size = BATCH if self.limit is None else min(BATCH, max(1, self.limit))
         jobs = self.jobs.order_by("-created_at", "-id").defer("output", "transition_info")
+        jobs = jobs.only("created_at", *columns) if columns else jobs
         jobs = jobs.filter(pk__in=self.ids) if self.ids is not None else jobs
         for batch in _limited(_newest_first(jobs, size), self.limit):
             yield from batch

@@ -164,6 +164,13 @@ def status_text(status: str) -> Text:
     return Text(str(status), style=COLOURS.get(status, ""))  # type: ignore[call-overload]
 
 
+LINE = (
+    *("name", "status", "queue", "created_at", "launched_at", "completed_at", "duration_ms"),
+    *("exit_code", "reason"),
+)
+"""The columns that `job_line` looks at."""
+
+
 def job_line(job: ContainerJob) -> str:
     """Tab-separated: id, name, status, queue, created, seconds it ran, exit code, reason."""
     took = job.duration

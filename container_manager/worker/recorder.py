@@ -83,9 +83,9 @@ class Recorder:
 
     def flush(self) -> list[tuple[Ending, bool]]:
         """Write what there is; returns the ends, and whether the attempt was still ours."""
-        self._write_steps()
         with self._lock:
             endings = list(self._endings)
+        self._write_steps()  # all that was told before these ends
         self._write_logs(endings)
         return self._write_endings(endings)
 

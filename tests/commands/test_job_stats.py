@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from django.core.management import call_command
 
 from container_manager.models import ContainerJob
 from tests.commands.shell import run
@@ -28,8 +29,6 @@ def test_a_pipe_gets_a_line_for_each_number(job: Make) -> None:
 def test_a_terminal_gets_a_table_and_a_sentence(job: Make) -> None:
     job(status="completed", duration_ms=1000)
     screen = Terminal()
-    from django.core.management import call_command
-
     call_command("job_stats", "--no-color", stdout=screen)
     assert "completed" in screen.getvalue()
     assert "Completed jobs took 1.0s on average, p50 1.0s, p95 1.0s." in screen.getvalue()

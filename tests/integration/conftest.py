@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.loops import configured, world
 from tests.support.workers import Workers, some_workers
+
+__all__ = ["configured", "world"]
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -24,3 +27,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 def workers(tmp_path: Path, transactional_db: None) -> Iterator[Workers]:
     with some_workers(tmp_path) as workers:
         yield workers
+
+
+@pytest.fixture
+def docker_workers(workers: Workers) -> Workers:
+    workers.use_docker()
+    return workers

@@ -31,7 +31,8 @@ class Command(JobCommand):
         unlimited = options["all"] or options["ids"]
         limit = LIMIT if options["limit"] is None and not unlimited else options["limit"]
         selection = select({**options, "limit": limit}, anything=True)
-        shown = self._show(selection.newest(), options)
+        lines = not options["json"] and not self.out.isatty()
+        shown = self._show(selection.newest(tables.LINE if lines else ()), options)
         if not shown:
             raise nothing(_empty(options))
         self._say_how_many_more(select({**options, "limit": None}, anything=True).count() - shown)
