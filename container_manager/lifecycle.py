@@ -1,6 +1,6 @@
 """THE SPINE: who changes a job? Only the verbs of this module (and the model's own methods).
 
-People and programs:   submit  enqueue  stop  retry
+People and programs:   submit  enqueue  stop  retry  prune
 Workers:               claim  progress  signalled  keep_chunks  finish  requests  release
 Dead workers:          orphans  adopt
 Upkeep:                requeue_due  expire_waiting
@@ -33,6 +33,7 @@ from container_manager.faults import reached
 from container_manager.models import (
     ContainerJob,
     JobAttempt,
+    StateHistory,
     Worker,
     acting_as,
     claims,
@@ -70,6 +71,8 @@ __all__ = [
     "keep_chunks",
     "orphans",
     "progress",
+    "prunable",
+    "prune",
     "release",
     "requests",
     "requeue_due",
@@ -184,36 +187,30 @@ def stop(job_ids: Sequence[UUID], kind: StopKind, *, actor: str = "system") -> d
     """Kill or cancel: at once where nothing runs, else by a request that survives any crash."""
     jobs = ContainerJob.objects.filter(pk__in=job_ids).order_by("pk").select_for_update()
     found = {job.pk: job for job in jobs}
-    held = set(
-        JobAttempt.objects.active().filter(job__in=found.keys()).values_list("job_id", flat=True)
-    )
+    active = JobAttempt.objects.active().filter(job__in=found.keys())
+    held = set(active.values_list("job_id", flat=True))
+    results = {pk: _way_to_stop(job, kind, pk in held) for pk, job in found.items()}
     with acting_as(actor):
-        results = {pk: _stop_one(job, kind, pk in held) for pk, job in found.items()}
+        _those(results, Stopped.DONE).update(status=_STOPPED_STATUS[kind])
     if Stopped.REQUESTED in results.values():
+        stamp = {_REQUESTED_AT[kind]: database_now(USING)}
+        _those(results, Stopped.REQUESTED).update(**stamp)
         wake_workers(USING)
     return {pk: results.get(pk, Stopped.UNKNOWN) for pk in job_ids}
 
 
-def _stop_one(job: ContainerJob, kind: StopKind, held: bool) -> Stopped:
+_REQUESTED_AT = {StopKind.KILL: "kill_requested_at", StopKind.CANCEL: "cancel_requested_at"}
+
+
+def _way_to_stop(job: ContainerJob, kind: StopKind, held: bool) -> Stopped:
     if held and job.status == JobStatus.RUNNING:
-        return _request_stop(job, kind)
-    target = _STOPPED_STATUS[kind]
-    if not job.can_transition_to(target):
-        return Stopped.REFUSED
-    job.transition_to(target)
-    return Stopped.DONE
+        asked = job.kill_requested_at or (kind == StopKind.CANCEL and job.cancel_requested_at)
+        return Stopped.REQUESTED_BEFORE if asked else Stopped.REQUESTED
+    return Stopped.DONE if job.can_transition_to(_STOPPED_STATUS[kind]) else Stopped.REFUSED
 
 
-def _request_stop(job: ContainerJob, kind: StopKind) -> Stopped:
-    if job.kill_requested_at or (kind == StopKind.CANCEL and job.cancel_requested_at):
-        return Stopped.REQUESTED_BEFORE
-    now = database_now(USING)
-    if kind == StopKind.KILL:
-        job.kill_requested_at = now
-    else:
-        job.cancel_requested_at = now
-    job.save()
-    return Stopped.REQUESTED
+def _those(results: dict[UUID, Stopped], word: Stopped) -> models.QuerySet[ContainerJob]:
+    return ContainerJob.objects.filter(pk__in=[pk for pk, came in results.items() if came == word])
 
 
 @verb
@@ -234,6 +231,26 @@ def retry(job_ids: Collection[UUID], *, actor: str = "system") -> int:
         return ContainerJob.objects.filter(pk__in=job_ids).update(
             status=JobStatus.QUEUED, scheduled_for=None, infra_retry_count=0
         )
+
+
+def prunable(jobs: models.QuerySet[ContainerJob]) -> models.QuerySet[ContainerJob]:
+    """Those of `jobs` that are settled and have left nothing behind on any engine."""
+    left = JobAttempt.objects.filter(job=models.OuterRef("pk"), cleaned_up=False)
+    return jobs.settled().exclude(models.Exists(left))  # type: ignore[attr-defined, no-any-return]
+
+
+@verb
+def prune(job_ids: Collection[UUID], *, keep_history: bool = False) -> set[UUID]:
+    """Delete these jobs with attempts, logs and history, those that are prunable; returns which."""
+    jobs = prunable(ContainerJob.objects.filter(pk__in=job_ids))
+    rows = jobs.order_by("pk").select_for_update(of=("self",))
+    gone = set(rows.values_list("pk", flat=True))
+    ContainerJob.objects.filter(pk__in=gone).delete()
+    if not keep_history:
+        StateHistory.objects.filter(
+            entity_type=ContainerJob.entity_type, entity_id__in=gone
+        ).delete()
+    return gone
 
 
 # Workers ------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from container_manager.management import pruning, selection
+from container_manager import lifecycle
+from container_manager.management import selection
 from container_manager.models import ContainerJob, JobAttempt, JobLog, StateHistory
 from container_manager.states import SETTLED, JobStatus
 from tests.commands.shell import run
@@ -24,7 +25,7 @@ def old(job: Make, status: str = "completed") -> ContainerJob:
 
 def test_a_pruned_job_takes_attempts_output_and_history_along(job: Make) -> None:
     gone, young = old(job), job(status="completed")
-    JobAttempt.objects.create(job=gone, attempt=1, phase="done")
+    JobAttempt.objects.create(job=gone, attempt=1, phase="done", cleaned_up=True)
     JobLog.objects.create(job=gone, attempt=1, stream="stdout", offset=0, data=b"x")
     answer = run("prune_jobs", "--older-than", "30d")
     assert (answer.code, answer.lines) == (0, [f"{gone.pk}: done (deleted)"])
@@ -85,7 +86,7 @@ def test_a_dry_run_deletes_nothing(job: Make) -> None:
 def test_a_job_that_is_retried_meanwhile_stays(job: Make) -> None:
     retried = old(job, "failed")
     retried.transition_to("retrying")
-    assert pruning.prune([retried.pk]) == set()
+    assert lifecycle.prune([retried.pk]) == set()
     assert ContainerJob.objects.exists()
 
 
@@ -95,3 +96,12 @@ def test_many_are_deleted_in_batches(job: Make, monkeypatch: pytest.MonkeyPatch)
         old(job)
     assert len(run("prune_jobs", "--older-than", "1d", "--limit", 4).lines) == 4
     assert len(run("prune_jobs", "--older-than", "1d").lines) == 1
+
+
+def test_a_job_that_left_something_on_an_engine_is_kept_until_that_is_swept(job: Make) -> None:
+    ended = old(job)
+    JobAttempt.objects.create(job=ended, attempt=1, phase="done", cleaned_up=False)
+    assert run("prune_jobs", "--older-than", "30d").code == Exit.NOTHING
+    ended.refresh_from_db()
+    JobAttempt.objects.update(cleaned_up=True)
+    assert run("prune_jobs", "--older-than", "30d").code == Exit.DONE

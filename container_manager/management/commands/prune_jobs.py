@@ -8,9 +8,8 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from container_manager.lifecycle import Stopped
+from container_manager.lifecycle import Stopped, prunable, prune
 from container_manager.management.base import wrong_usage
-from container_manager.management.pruning import prunable, prune
 from container_manager.management.selection import Selection, add_selection, select
 from container_manager.management.verbs import Result, VerbCommand
 from container_manager.models import ContainerJob
@@ -20,7 +19,7 @@ from container_manager.states import SETTLED
 class Command(VerbCommand):
     help = (
         "Delete settled jobs with their attempts, output and history. The age counts from their "
-        "end; jobs that wait or run are never touched."
+        "end; jobs that wait or run, or left something on an engine, are never touched."
     )
     meant = SETTLED
     participle = "deleted"

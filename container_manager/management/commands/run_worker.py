@@ -1,4 +1,4 @@
-"""manage.py run_worker: claims queued jobs and runs them."""
+"""Claim queued jobs and run them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
-
 from container_manager import conf
+from container_manager.management.base import JobCommand, wrong_usage
 from container_manager.worker.loop import WorkerLoop
 
 
@@ -24,11 +23,12 @@ def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-class Command(BaseCommand):
+class Command(JobCommand):
     help = (
         "Claim queued jobs and run them. Any number of workers, on any number of machines that "
         "share the database. SIGTERM or Ctrl-C drains; a second one ends the worker at once."
     )
+    quiet = False
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--queues", type=_names, default=[], help="a,b: only these (all)")
@@ -46,7 +46,7 @@ class Command(BaseCommand):
         for alias in options["executor"]:
             if alias not in known:
                 names = ", ".join(sorted(known)) or "none"
-                raise CommandError(f"--executor: {alias!r} is not one of {names}", returncode=2)
+                raise wrong_usage(f"--executor: {alias!r} is not one of {names}")
         loop = WorkerLoop(
             queues=options["queues"],
             concurrency=options["concurrency"],
