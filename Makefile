@@ -63,10 +63,13 @@ test-sqlite: $(INSTALLED) ## the tests on SQLite
 	$(TOGETHER) $(PYTEST) $(NONE_IS_FINE)
 	$(ALONE) $(PYTEST) $(NONE_IS_FINE)
 
+# Executors never see the database: once is enough for them.
+ON_POSTGRES := --ignore=tests/executors
+
 test-postgres: $(INSTALLED) ## the tests on a PostgreSQL that is started for them
 	@echo "== PostgreSQL"
-	$(PY) -m tests.services postgres -- $(TOGETHER) $(PYTEST) $(NONE_IS_FINE)
-	$(PY) -m tests.services postgres -- $(ALONE) $(PYTEST) $(NONE_IS_FINE)
+	$(PY) -m tests.services postgres -- $(TOGETHER) $(ON_POSTGRES) $(PYTEST) $(NONE_IS_FINE)
+	$(PY) -m tests.services postgres -- $(ALONE) $(ON_POSTGRES) $(PYTEST) $(NONE_IS_FINE)
 
 # A process that a browser could reach: what docs/deployment.md shows.
 PRODUCTION := env -u DATABASE_URL DEBUG=off ALLOWED_HOSTS=jobs.example.org \

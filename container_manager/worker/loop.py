@@ -87,7 +87,8 @@ class WorkerLoop:
         self._claimant = Claimant(self._worker.id, self._worker.name, (), self._queues)
         self._woken = threading.Event()
         self._look = threading.Event()
-        self._draining = threading.Event()
+        self._draining = False
+        self._idle = False
         self._recorder = Recorder(self._claimant, self._woken.set, settings.LOG_FLUSH_SECONDS)
         self._sweeper = Sweeper()
         self._heartbeat = Heartbeat(self._worker, settings.LEASE_SECONDS / 3)
@@ -110,9 +111,12 @@ class WorkerLoop:
     # From outside
 
     def drain(self) -> None:
-        """Claim nothing more, leave what can go on without this worker, end in order."""
-        self._draining.set()
-        self._woken.set()
+        """Claim nothing more, leave what can go on without this worker, end in order.
+
+        Only a flag, which the next tick sees: a signal handler runs in the middle of the main
+        thread, and that may hold the lock of any Event.
+        """
+        self._draining = True
 
     def _wake_to_look(self) -> None:
         self._look.set()
@@ -124,7 +128,7 @@ class WorkerLoop:
         """Work until drained or, with `until_idle`, until there is nothing left. Exit code."""
         self._begin()
         try:
-            while not self._draining.is_set() and not self._is_idle():
+            while not self._draining and not self._idle:
                 self._woken.wait(self._seconds_to_wait())
                 self._woken.clear()
                 self._surviving_outages(self._tick)
@@ -170,7 +174,7 @@ class WorkerLoop:
         except (OperationalError, InterfaceError) as error:
             logger.warning("Worker %s: database: %s", self._worker.name, str(error).strip())
             connection.close()
-            self._draining.wait(random.uniform(0.2, 1.0))  # noqa: S311
+            time.sleep(random.uniform(0.2, 1.0))  # noqa: S311
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -185,6 +189,7 @@ class WorkerLoop:
             if every.is_due(now):
                 duty()
         self._claim(now)
+        self._idle = self._is_idle()
 
     # Recording
 

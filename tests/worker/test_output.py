@@ -1,0 +1,166 @@
+"""The cap on output, and what waits to be written: no database here."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pytest
+
+from container_manager.executors.base import CHUNK_BYTES, Chunk
+from container_manager.worker.output import PENDING_BYTES, Output
+
+JOB = uuid4()
+LEASE = SimpleNamespace(job_id=JOB, key={"job_id": JOB, "attempt": 1, "epoch": 1})
+
+
+def output(cap=10**9, ends=None, last=b"", **more):
+    return Output(LEASE, cap, ends or {}, last, **more)
+
+
+class Store:
+    """What the database would hold."""
+
+    def __init__(self, out):
+        self.out = out
+        self.chunks = {}
+
+    def write(self):
+        with self.out.taking() as (chunks, fallen):
+            for chunk in chunks:
+                assert len(chunk.data) <= CHUNK_BYTES
+                self.chunks.setdefault((chunk.stream, chunk.offset), chunk.data)
+            for _, stream, start, end in fallen:
+                for key in [key for key in self.chunks if key[0] == stream]:
+                    if start <= key[1] < end:
+                        del self.chunks[key]
+
+    def kept(self, stream="stdout"):
+        return sorted((at, data) for (name, at), data in self.chunks.items() if name == stream)
+
+
+def feed(out, data, size=CHUNK_BYTES, stream="stdout", start=0, each=lambda: None):
+    for offset in range(0, len(data), size):
+        out.add(Chunk(stream, start + offset, data[offset : offset + size]))
+        each()
+
+
+def numbers(count):
+    return "".join(f"{number}\n" for number in range(count)).encode()
+
+
+def test_what_comes_in_goes_out_stream_by_stream():
+    out = output()
+    store = Store(out)
+    out.add(Chunk("stdout", 0, b"ab"))
+    out.add(Chunk("stderr", 0, b"xyz"))
+    out.add(Chunk("stdout", 2, b"c"))
+    store.write()
+    assert store.kept() == [(0, b"ab"), (2, b"c")]
+    assert store.kept("stderr") == [(0, b"xyz")]
+    assert out.ends() == {"stdout": 3, "stderr": 3}
+
+
+def test_what_is_written_is_not_written_again():
+    out = output()
+    out.add(Chunk("stdout", 0, b"ab"))
+    Store(out).write()
+    again = Store(out)
+    again.write()
+    assert again.kept() == []
+
+
+def test_what_could_not_be_written_is_taken_again():
+    out = output()
+    out.add(Chunk("stdout", 0, b"ab"))
+    with pytest.raises(ConnectionError), out.taking():
+        raise ConnectionError
+    store = Store(out)
+    store.write()
+    assert store.kept() == [(0, b"ab")]
+
+
+@pytest.mark.parametrize("cap", [1000, 1001, 100_000, 300_000])
+@pytest.mark.parametrize("size", [100, 999, CHUNK_BYTES])
+@pytest.mark.parametrize("often", [True, False])
+def test_beyond_the_cap_head_and_tail_are_kept(cap, size, often):
+    out = output(cap)
+    store = Store(out)
+    whole = numbers(70_000)
+    feed(out, whole, size, each=store.write if often else lambda: None)
+    store.write()
+    kept = store.kept()
+    assert all(whole[at : at + len(data)] == data for at, data in kept)
+    head = [data for at, data in kept if at < cap - cap // 2]
+    assert sum(map(len, head)) == cap - cap // 2
+    tail = [data for at, data in kept if at >= cap - cap // 2]
+    assert cap // 2 <= sum(map(len, tail)) <= cap // 2 + 2 * CHUNK_BYTES
+    assert whole.endswith(b"".join(tail))
+    assert out.is_beyond_cap("stdout")
+    assert not out.is_beyond_cap("stderr")
+
+
+@pytest.mark.parametrize("cap", [488_890, 488_891, 10**6])
+def test_up_to_the_cap_nothing_is_left_out(cap):
+    out = output(cap)
+    store = Store(out)
+    whole = numbers(80_000)[:488_890]
+    feed(out, whole, 1000, each=store.write)
+    assert b"".join(data for _, data in store.kept()) == whole
+    assert not out.is_beyond_cap("stdout")
+
+
+def test_an_adopter_goes_on_where_the_stored_output_ends():
+    out = output(ends={"stdout": 100}, last=b"before ")
+    assert out.ends() == {"stdout": 100, "stderr": 0}
+    out.add(Chunk("stdout", 100, b"after"))
+    assert out.ends()["stdout"] == 105
+    assert out.last_text == "before after"
+
+
+def test_the_end_of_stdout_is_text_whatever_its_bytes_are():
+    out = output()
+    feed(out, b"x" * 70_000 + b"\0\xff\xc3", 10_000)
+    feed(out, b"not this", stream="stderr")
+    assert len(out.last_text) == 65536
+    assert out.last_text.endswith("x\ufffd\ufffd\ufffd")
+
+
+def test_who_prints_faster_than_it_is_written_waits():
+    out = output()
+    store = Store(out)
+    done = threading.Event()
+
+    def job():
+        feed(out, bytes(3 * PENDING_BYTES))
+        done.set()
+
+    thread = threading.Thread(target=job)
+    thread.start()
+    most = 0
+    while not done.is_set():
+        most = max(most, sum(len(data) for _, data in out._streams["stdout"].pending))
+        store.write()
+    thread.join()
+    store.write()
+    assert most <= PENDING_BYTES + CHUNK_BYTES
+    assert sum(len(data) for _, data in store.kept()) == 3 * PENDING_BYTES
+
+
+def test_who_waits_is_let_go_when_nobody_writes_any_more():
+    out = output()
+    thread = threading.Thread(target=feed, args=(out, bytes(3 * PENDING_BYTES)))
+    thread.start()
+    out.close()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_the_writer_is_woken_before_anybody_has_to_wait():
+    woken = []
+    out = output(wake=lambda: woken.append(1))
+    feed(out, bytes(PENDING_BYTES // 2))
+    assert not woken
+    feed(out, bytes(CHUNK_BYTES), start=PENDING_BYTES // 2)
+    assert woken

@@ -1,0 +1,158 @@
+"""Who is dead: judged on one monotonic clock, by a beat that stands still."""
+
+from __future__ import annotations
+
+import pytest
+
+from container_manager import ids
+from container_manager.models import JobAttempt, Worker
+from container_manager.models.leases import Offer
+from container_manager.worker.engines import Engines
+from container_manager.worker.rescuer import Rescuer
+from tests.support.loops import FAKE
+from tests.support.spine import a_worker, finish, held_by
+
+pytestmark = pytest.mark.django_db
+
+LEASE = 30.0
+OFFER = Offer("", "auto", "fake", "container", "fake")
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def me():
+    return a_worker("me", offers=[OFFER])
+
+
+@pytest.fixture
+def rescuer(me, clock):
+    return Rescuer(me.worker_id, LEASE, clock)
+
+
+@pytest.fixture
+def engines(configured):
+    configured(EXECUTORS={"fake": {"class": FAKE}})
+    engines = Engines()
+    engines.probe()
+    return engines
+
+
+def register(name="other", pk=None):
+    return Worker.objects.create(
+        id=pk or ids.uuid7(), name=name, hostname="h", pid=1, concurrency=1
+    )
+
+
+def beat(worker):
+    worker.beat += 1
+    worker.save()
+
+
+def test_a_worker_is_not_dead_at_first_sight_however_old_its_row_is(rescuer, clock):
+    register()
+    assert rescuer.dead() == set()
+    clock.now += LEASE - 0.1
+    assert rescuer.dead() == set()
+
+
+def test_a_worker_whose_beat_stood_still_for_a_lease_is_dead(rescuer, clock):
+    other = register()
+    rescuer.dead()
+    clock.now += LEASE
+    assert rescuer.dead() == {other.pk}
+
+
+def test_a_beat_begins_the_lease_anew(rescuer, clock):
+    other = register()
+    rescuer.dead()
+    for _ in range(5):
+        clock.now += LEASE - 1
+        beat(other)
+        assert rescuer.dead() == set()
+    clock.now += LEASE - 1
+    assert rescuer.dead() == set()
+    clock.now += 1
+    assert rescuer.dead() == {other.pk}
+
+
+def test_a_worker_that_comes_back_is_alive_again(rescuer, clock):
+    other = register()
+    rescuer.dead()
+    clock.now += LEASE
+    assert rescuer.dead() == {other.pk}
+    beat(other)
+    assert rescuer.dead() == set()
+
+
+def test_an_observer_that_slept_itself_gives_the_others_a_lease_to_show_themselves(rescuer, clock):
+    """After a pause of its own it must see a beat stand still, not only time pass."""
+    other = register()
+    rescuer.dead()
+    clock.now += 10 * LEASE
+    beat(other)
+    assert rescuer.dead() == set()
+
+
+def test_nobody_takes_itself_for_dead(rescuer, clock, me):
+    register("me", pk=me.worker_id)
+    rescuer.dead()
+    clock.now += 10 * LEASE
+    assert rescuer.dead() == set()
+
+
+def test_the_attempts_of_the_dead_are_taken_over(rescuer, clock, me, engines):
+    other = a_worker("other", offers=[OFFER])
+    register(pk=other.worker_id)
+    lease = held_by(other)
+    assert rescuer.rescue(me, engines, 10) == []
+    clock.now += LEASE
+    assert [each.job_id for each in rescuer.rescue(me, engines, 10)] == [lease.job_id]
+    assert JobAttempt.objects.get().worker_id == me.worker_id
+    assert not Worker.objects.exists()
+
+
+def test_a_dead_worker_keeps_its_row_as_long_as_it_holds_something(rescuer, clock, me, engines):
+    other = a_worker("other", offers=[Offer("", "auto", "fake", "container", "far away")])
+    register(pk=other.worker_id)
+    lease = held_by(other)
+    rescuer.dead()
+    clock.now += LEASE
+    assert rescuer.rescue(me, engines, 10) == []
+    assert Worker.objects.exists()
+    finish(other, lease)
+    rescuer.rescue(me, engines, 10)
+    assert not Worker.objects.exists()
+
+
+def test_no_more_are_taken_over_than_asked_for(rescuer, me, engines):
+    for _ in range(5):
+        held_by(a_worker("gone", offers=[OFFER]))
+    first = rescuer.rescue(me, engines, 2)
+    rest = rescuer.rescue(me, engines, 10, under_way=[lease.job_id for lease in first])
+    assert (len(first), len(rest)) == (2, 3)
+
+
+def test_what_this_worker_is_at_is_not_taken_over_from_itself(rescuer, me, engines):
+    """Its row was pruned while it slept; it is alive."""
+    mine, forgotten = held_by(me), held_by(me)
+    found = rescuer.rescue(me, engines, 10, under_way=[mine.job_id])
+    assert [(lease.job_id, lease.epoch) for lease in found] == [(forgotten.job_id, 2)]
+
+
+def test_an_engine_that_is_away_is_not_spoken_for(rescuer, me, engines):
+    held_by(a_worker("gone", offers=[OFFER]))
+    engines["fake"].executor._away = True
+    engines.probe()
+    assert rescuer.rescue(me, engines, 10) == []
