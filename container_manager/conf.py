@@ -70,9 +70,6 @@ class Settings:
     REQUEST_POLL_SECONDS: float = _key(
         0.5, "How often a worker looks for kill and cancel requests.", _positive
     )
-    FLUSH_SECONDS: float = _key(
-        0.005, "How long ends and log chunks gather before they are written.", _not_negative
-    )
     LOG_FLUSH_SECONDS: float = _key(0.5, "How far a running job's log may be behind.", _positive)
     LEASE_SECONDS: float = _key(
         30.0, "A worker whose beat stood still for so long is taken for dead.", _positive

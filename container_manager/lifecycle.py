@@ -58,7 +58,7 @@ from container_manager.models.outcomes import (
 )
 from container_manager.models.outcomes import keep_chunks as write_chunks
 from container_manager.models.sql import storable
-from container_manager.states import JobStatus, Phase, Reason, StopKind
+from container_manager.states import Blame, JobStatus, Phase, Reason, StopKind
 
 __all__ = [
     "Stopped",
@@ -68,7 +68,9 @@ __all__ = [
     "enqueue",
     "expire_waiting",
     "finish",
+    "give_up_unproven",
     "keep_chunks",
+    "note_unreachable",
     "orphans",
     "progress",
     "prunable",
@@ -461,6 +463,21 @@ def adopt(claimant: Claimant, attempts: Iterable[JobAttempt]) -> list[Lease]:
     return adopted
 
 
+@verb
+def note_unreachable(dead: Collection[UUID]) -> int:
+    """Write on orphans whose engine no living worker reaches since when that is so."""
+    living = Worker.objects.exclude(pk__in=dead)
+    reached_by_some = {
+        offer["engine_id"]
+        for offers in living.values_list("offers", flat=True)
+        for offer in offers.values()
+        if offer.get("available")
+    }
+    orphaned = JobAttempt.objects.active().exclude(worker_id__in=living.values("pk"))
+    alone = orphaned.filter(unreachable_since__isnull=True).exclude(engine_id__in=reached_by_some)
+    return alone.update(unreachable_since=database_now(USING))
+
+
 # Upkeep -------------------------------------------------------------------------------------------
 
 
@@ -489,6 +506,23 @@ _PATIENCE = models.ExpressionWrapper(
     _SECONDS * models.Value(timedelta(seconds=1)), models.DurationField()
 )
 _PATIENT_UNTIL = models.ExpressionWrapper(_WAITS_SINCE + _PATIENCE, models.DateTimeField())
+
+
+@verb
+def give_up_unproven(seconds: float, limit: int = 500) -> int:
+    """Fail as `unproven` what nobody could reach for so long.
+
+    Its worker, should it still live, is fenced; what is left of it is removed when its engine is
+    back.
+    """
+    since = database_now(USING) - timedelta(seconds=seconds)
+    lost = JobAttempt.objects.active().filter(unreachable_since__lt=since).order_by("pk")
+    rows = dict(lost.select_for_update(skip_locked=True).values_list("pk", "job_id")[:limit])
+    told = {"reason": Reason.UNPROVEN, "error": Reason.UNPROVEN.meaning}
+    JobAttempt.objects.filter(pk__in=rows).update(
+        phase=Phase.DONE, lease_epoch=models.F("lease_epoch") + 1, blame=Blame.INFRA, **told
+    )
+    return _as_upkeep(list(rows.values()), JobStatus.FAILED, **told)
 
 
 def _as_upkeep(pks: list[UUID], status: JobStatus, **change: Any) -> int:

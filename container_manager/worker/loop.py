@@ -27,7 +27,12 @@ from container_manager.worker.recorder import Recorder
 from container_manager.worker.rescuer import Rescuer
 from container_manager.worker.runner import Run, run_inline
 from container_manager.worker.sweeper import Sweeper
-from container_manager.worker.upkeep import ExpireWaiting, RequeueRetries, SweepRemains
+from container_manager.worker.upkeep import (
+    ExpireWaiting,
+    GiveUpUnproven,
+    RequeueRetries,
+    SweepRemains,
+)
 
 logger = logging.getLogger("container_manager")
 
@@ -106,6 +111,7 @@ class WorkerLoop:
         self._duties: list[tuple[Every, Callable[[], None]]] = [
             (Every(settings.UPKEEP_SECONDS), RequeueRetries()),
             (Every(settings.UPKEEP_SECONDS), ExpireWaiting()),
+            (Every(settings.UPKEEP_SECONDS), GiveUpUnproven()),
         ]
 
     # From outside

@@ -57,6 +57,7 @@ class Rescuer:
         adopted = lifecycle.adopt(claimant, speakable) if speakable else []
         for lease in adopted:
             logger.warning("Job %s: adopted, its worker is gone", lease.job_id)
+        lifecycle.note_unreachable(dead)
         self._prune(dead)
         return adopted
 

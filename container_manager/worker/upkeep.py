@@ -8,6 +8,7 @@ from datetime import timedelta
 from django.utils import timezone
 
 from container_manager import lifecycle
+from container_manager.conf import settings
 from container_manager.executors.base import Execution, Executor, ExecutorError
 from container_manager.models import JobAttempt
 from container_manager.states import Phase, Reason
@@ -28,6 +29,14 @@ class ExpireWaiting:
 
     def __call__(self) -> None:
         lifecycle.expire_waiting()
+
+
+class GiveUpUnproven:
+    """Fails jobs whose engine stayed away too long; does nothing unless a limit is set."""
+
+    def __call__(self) -> None:
+        if (seconds := settings.LOST_AFTER_SECONDS) is not None:
+            lifecycle.give_up_unproven(seconds)
 
 
 class SweepRemains:
