@@ -124,6 +124,20 @@ def _sqlite_refusal(name: str, table: str, event: str, when: str, message: str) 
     return _sqlite_trigger(name, table, event, when, f"SELECT RAISE(ABORT, '{message}')")
 
 
+# Before the INSERT, -1 stands for a rowid that was not given; so nobody may really have it.
+_SAME_ROWID = "(rowid = NEW.rowid AND NEW.rowid <> -1)"
+
+
+def _sqlite_rowid(table: str) -> Piece:
+    return _sqlite_refusal(
+        f"{PREFIX}guard_rowid_{table}",
+        table,
+        "AFTER INSERT",
+        "NEW.rowid = -1",
+        f"{table}: -1 is no rowid",
+    )
+
+
 def _sqlite_history(guarded: GuardedTable, event: str) -> Piece:
     state = f"NEW.{guarded.state_column}"
     moved = event == "update"
@@ -154,7 +168,7 @@ def _sqlite_history(guarded: GuardedTable, event: str) -> Piece:
 def _sqlite_table(guarded: GuardedTable) -> list[Piece]:
     table, machine = guarded.table, guarded.machine
     # An INSERT OR REPLACE would delete the row it collides with, by id or by rowid, silently.
-    in_use = f'EXISTS (SELECT 1 FROM "{table}" WHERE id = NEW.id OR rowid = NEW.rowid)'
+    in_use = f'EXISTS (SELECT 1 FROM "{table}" WHERE id = NEW.id OR {_SAME_ROWID})'
     return [
         _sqlite_refusal(
             f"{PREFIX}guard_update_{table}",
@@ -177,6 +191,7 @@ def _sqlite_table(guarded: GuardedTable) -> list[Piece]:
             f"OLD.{guarded.state_column} = '{machine.active}'",
             f"{table}: a {machine.active} row cannot be deleted",
         ),
+        _sqlite_rowid(table),
         _sqlite_history(guarded, "insert"),
         _sqlite_history(guarded, "update"),
     ]
@@ -194,12 +209,13 @@ def _sqlite_history_walls(tables: Sequence[GuardedTable]) -> list[Piece]:
     exists = " OR ".join(_sqlite_entity(table, "OLD", as_told=False) for table in tables)
     truthful = " OR ".join(_sqlite_entity(table, "NEW", as_told=True) for table in tables)
     taken = (
-        f"EXISTS (SELECT 1 FROM {HISTORY_TABLE} WHERE id = NEW.id OR rowid = NEW.rowid"
+        f"EXISTS (SELECT 1 FROM {HISTORY_TABLE} WHERE id = NEW.id OR {_SAME_ROWID}"
         " OR (entity_type = NEW.entity_type AND entity_id = NEW.entity_id"
         " AND version = NEW.version))"
     )
     wall = f"{PREFIX}history_is_append_only"
     return [
+        _sqlite_rowid(HISTORY_TABLE),
         _sqlite_refusal(
             f"{wall}_update", HISTORY_TABLE, "BEFORE UPDATE", "", "state_history is append-only"
         ),

@@ -338,9 +338,9 @@ def _log(moved: dict[UUID, str], old: str) -> None:
 
 
 @verb
-def cleaned_up(ended: Sequence[Lease]) -> None:
-    """Write that these ended attempts left nothing behind on their engines."""
-    note_cleaned_up(USING, [lease.key for lease in ended])
+def cleaned_up(ended: Sequence[dict[str, Any]]) -> None:
+    """Write that the ended attempts of these keys left nothing behind on their engines."""
+    note_cleaned_up(USING, ended)
 
 
 def verdict(outcome: Outcome, stopped: StopKind | None) -> tuple[JobStatus, Reason | None]:
@@ -363,7 +363,6 @@ _STOPPED_AS: dict[StopKind, tuple[JobStatus, Reason | None]] = {
     StopKind.KILL: (JobStatus.KILLED, Reason.KILLED),
     StopKind.CANCEL: (JobStatus.CANCELLED, Reason.CANCELLED),
     StopKind.TIMEOUT: (JobStatus.FAILED, Reason.TIMEOUT),
-    StopKind.START_TIMEOUT: (JobStatus.FAILED, Reason.START_TIMEOUT),
     StopKind.DRAIN: (JobStatus.FAILED, Reason.WORKER_STOPPED),
 }
 
@@ -399,9 +398,10 @@ def ending(lease: Lease, outcome: Outcome, stopped: StopKind | None, **evidence:
 
 def _memory_of_next(lease: Lease, again: retries.Retry | None) -> int | None:
     """What the next attempt may use; None leaves it as it is."""
-    if again is None or again.memory_factor == 1.0 or lease.memory_limit_mb is None:
+    applied = lease.applied.get("memory_limit_mb", lease.memory_limit_mb)
+    if again is None or again.memory_factor == 1.0 or applied is None:
         return None
-    wanted = int(lease.memory_limit_mb * again.memory_factor)
+    wanted = int(applied * again.memory_factor)
     return min(max(wanted, validators.MIN_MEMORY_MB), validators.MAX_MEMORY_MB)
 
 

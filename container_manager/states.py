@@ -270,5 +270,4 @@ class StopKind(Words):
     CANCEL = "cancel", "Withdrawn: asked to stop, given its grace, then by force."
     KILL = "kill", "By force, at once."
     TIMEOUT = "timeout", "Too long: asked to stop, given its grace, then by force."
-    START_TIMEOUT = "start_timeout", "Too long in pulling and creating."
     DRAIN = "drain", "Its worker shuts down and it cannot outlive the worker."

@@ -30,6 +30,8 @@ LABEL_BARRED = "container-manager.barred"
 
 CHUNK_BYTES = 64 * 1024
 
+LIMITS = ("cpu_limit", "memory_limit_mb", "pids_limit")
+
 
 class ExecutorError(Exception):
     """An executor could not do what it was asked."""
@@ -37,6 +39,10 @@ class ExecutorError(Exception):
 
 class EngineUnavailable(ExecutorError):
     """The engine did not answer; nothing is known about the execution."""
+
+
+class EngineRefused(EngineUnavailable):
+    """The engine answered that it could not, in words that say nothing about the job."""
 
 
 class StartCancelled(ExecutorError):
@@ -203,6 +209,10 @@ class Executor(ABC):
         """Remove an ended execution and its remains; an absent one is fine."""
 
     @abstractmethod
+    def discard(self, execution: Execution) -> bool:
+        """Remove one that never started, so that it never will; False when it has started."""
+
+    @abstractmethod
     def bar(self, spec: JobSpec) -> bool:
         """Take the name of an absent execution, so that a late create of it raises Barred.
 
@@ -212,6 +222,11 @@ class Executor(ABC):
     @abstractmethod
     def list_names(self, instance: str) -> list[str]:
         """Names of all executions with our instance label, running, ended or barred."""
+
+    def applied_limits(self, spec: JobSpec) -> dict[str, float]:
+        """The limits that such an execution runs under, those of the executor included."""
+        given = {name: getattr(spec, name) for name in LIMITS}
+        return {name: value for name, value in given.items() if value is not None}
 
     def proves_gone(self, engine_id: str) -> bool:
         """True when this engine's existence proves that nothing of that former engine runs.

@@ -31,6 +31,7 @@ from container_manager.executors.base import (
     Barred,
     Capabilities,
     Chunk,
+    EngineRefused,
     EngineUnavailable,
     Execution,
     Executor,
@@ -47,6 +48,7 @@ from container_manager.executors.docker_http import (
     address_from_environment,
 )
 from container_manager.executors.docker_output import Frames, Log, Progress
+from container_manager.faults import reached
 from container_manager.states import Isolation, PullPolicy, Reason
 
 BARRED_IMAGE = "container-manager/barred:latest"
@@ -82,12 +84,16 @@ _CREATE_FAILURES = (
     (("invalid reference format",), Reason.IMAGE_NOT_FOUND),
     (("no command specified",), Reason.COMMAND_NOT_FOUND),
     (("cannot mkdir",), Reason.NOT_PERMITTED),
+    (("not a directory",), Reason.NOT_PERMITTED),
+    (("file name too long",), Reason.NOT_PERMITTED),
     (("no space left",), Reason.DISK_FULL),
 )
 _START_FAILURES = (
     (("no space left",), Reason.DISK_FULL),
     (("docker-init",), Reason.LAUNCH_ERROR),
     (("chdir to cwd",), Reason.NOT_PERMITTED),
+    (("mkdir", "not a directory"), Reason.NOT_PERMITTED),
+    (("file name too long",), Reason.NOT_PERMITTED),
     (("executable file not found",), Reason.COMMAND_NOT_FOUND),
     (("exec", "no such file or directory"), Reason.COMMAND_NOT_FOUND),
     (("exec format error",), Reason.NOT_EXECUTABLE),
@@ -479,7 +485,7 @@ class DockerExecutor(Executor):
         if container is not None and container.start_error:
             return _start_failure(container.start_error)
         if reply.status >= 500:
-            return EngineUnavailable(f"The engine failed to start it: {reply.message}")
+            return EngineRefused(f"The engine failed to start it: {reply.message}")
         return _start_failure(reply.message)
 
     def _started(self, container_id: str, execution: Execution) -> Execution:
@@ -527,6 +533,8 @@ class DockerExecutor(Executor):
     def _elapsed(self, container: _Container) -> float:
         if container.started_at is None:
             return 0.0
+        if container.ended_at is not None:
+            return max(0.0, (container.ended_at - container.started_at).total_seconds())
         now = _time(self._ask("GET", "/info").json()["SystemTime"])
         return max(0.0, (now - container.started_at).total_seconds()) if now else 0.0
 
@@ -717,6 +725,17 @@ class DockerExecutor(Executor):
         path = _path("containers", _reference(execution))
         return self._ask("DELETE", path, query, fine=(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT))
 
+    def discard(self, execution: Execution) -> bool:
+        return not self._may_run(execution)
+
+    def applied_limits(self, spec: JobSpec) -> dict[str, float]:
+        defaults: dict[str, float] = {
+            "cpu_limit": self._default_cpus,
+            "memory_limit_mb": self._default_memory_mb,
+            "pids_limit": self._default_pids,
+        }
+        return {**defaults, **super().applied_limits(spec)}
+
     def bar(self, spec: JobSpec) -> bool:
         deadline = monotonic() + self._timeout
         while monotonic() < deadline:
@@ -859,7 +878,7 @@ def _refusal(reply: Reply) -> Exception:
     unknown = Reason.NOT_PERMITTED if refused else Reason.EXECUTOR_UNAVAILABLE
     reason = _meaning(reply.message, _CREATE_FAILURES, unknown)
     if reason == Reason.EXECUTOR_UNAVAILABLE:
-        return EngineUnavailable(f"The engine could not create the container: {reply.message}")
+        return EngineRefused(f"The engine could not create the container: {reply.message}")
     return LaunchFailed(reason, f"The engine refused to create the container: {reply.message}")
 
 
@@ -886,6 +905,7 @@ def _pull_error(stream: EngineStream, patience: _Patience) -> str:
     error, pending = "", b""
     while (data := stream.read(_POLL_SECONDS)) != b"":
         patience.check("Pulling the image")
+        reached("R2")
         *lines, pending = (pending + (data or b"")).split(b"\n")
         error = next(filter(None, map(_error_of, lines)), error)
     return _error_of(pending) or error

@@ -60,6 +60,9 @@ class InlineExecutor(Executor):
     def remove(self, execution: Execution) -> None:
         self._outcomes.pop(execution.name, None)
 
+    def discard(self, execution: Execution) -> bool:
+        return False
+
     def bar(self, spec: JobSpec) -> bool:
         return True
 

@@ -23,7 +23,6 @@ import platform
 import re
 import secrets
 import select
-import shutil
 import signal
 import socket
 import stat
@@ -237,6 +236,20 @@ class ProcessExecutor(Executor):
                 self._forget(name)
             else:
                 self._remove_unstarted(name)
+
+    def discard(self, execution: Execution) -> bool:
+        with _answering():
+            try:
+                self._remove_unstarted(execution.name)
+            except EngineUnavailable:
+                raise
+            except ExecutorError:
+                return False
+        return True
+
+    def applied_limits(self, spec: JobSpec) -> dict[str, float]:
+        limit = spec.memory_limit_mb
+        return {} if limit is None else {"memory_limit_mb": limit}
 
     def bar(self, spec: JobSpec) -> bool:
         with _answering():
@@ -795,6 +808,8 @@ def _is_forgotten(entry: os.DirEntry[str]) -> bool:
 def _delete(directory: str) -> None:
     """The journal goes last: cut short at any point, it can be done again."""
     _delete_tree(os.path.join(directory, supervisor.HOME))
+    for left in [entry.path for entry in _scan(directory) if entry.name.startswith(".flat-")]:
+        _delete_tree(left)
     for file in (*supervisor.STREAMS, supervisor.JOURNAL):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(directory, file))
@@ -802,16 +817,36 @@ def _delete(directory: str) -> None:
         os.rmdir(directory)
 
 
+def _scan(directory: str) -> list[os.DirEntry[str]]:
+    with contextlib.suppress(FileNotFoundError):
+        return list(os.scandir(directory))
+    return []
+
+
 def _delete_tree(path: str) -> None:
-    """A job may have taken from itself the right to write to its directories."""
-    try:
-        os.rmdir(path)
-    except FileNotFoundError:
-        pass
-    except OSError:
-        for directory, _, _ in os.walk(path):
-            os.chmod(directory, 0o700)
-        shutil.rmtree(path)
+    """Flattens as it goes: a job may have nested its directories deeper than a path can tell.
+
+    It may also have taken from itself the right to write to them, or put a link in their place.
+    """
+    if os.path.islink(path):
+        os.unlink(path)
+    todo = [path] if os.path.isdir(path) else []
+    while todo:
+        directory = todo.pop()
+        os.chmod(directory, 0o700)
+        for entry in list(os.scandir(directory)):
+            if entry.is_dir(follow_symlinks=False):
+                todo.append(_flattened(entry.path, beside=path))
+            else:
+                os.unlink(entry.path)
+        os.rmdir(directory)
+
+
+def _flattened(directory: str, *, beside: str) -> str:
+    os.chmod(directory, 0o700)
+    flat = os.path.join(os.path.dirname(beside), f".flat-{secrets.token_hex(8)}")
+    os.rename(directory, flat)
+    return flat
 
 
 def _pauses() -> Iterator[float]:

@@ -50,6 +50,10 @@ def _limited(using: str) -> Any:
     return Queue.objects.using(using).filter(paused=False, max_running__isnull=False)
 
 
+_NEVER_TAKEN = """NOT EXISTS (SELECT 1 FROM job_attempts a WHERE a.job_id = j.id
+          AND (a.phase <> 'done' OR a.attempt > j.attempt))"""
+"""A row that was moved past its own attempts must not stop the claim of all others."""
+
 # PostgreSQL ---------------------------------------------------------------------------------------
 
 _LANES = """
@@ -86,6 +90,7 @@ WITH RECURSIVE {_LANES},
       WHERE j.status = 'queued' AND j.queue = lane.queue AND j.executor = lane.executor
         AND j.isolation = lane.isolation
         AND (j.scheduled_for IS NULL OR j.scheduled_for <= clock_timestamp())
+        AND j.retry_count <= j.max_retries AND {_NEVER_TAKEN}
       ORDER BY j.priority DESC, j.queued_at, j.id
       LIMIT least(%(limit)s, lane.free) FOR UPDATE SKIP LOCKED) due
   ),
@@ -240,9 +245,10 @@ def _sqlite_choose(
     with connections[using].cursor() as cursor:
         for lane in lanes:
             cursor.execute(
-                "SELECT priority, queued_at, id FROM container_jobs WHERE status = 'queued'"
+                "SELECT priority, queued_at, id FROM container_jobs j WHERE status = 'queued'"
                 " AND queue = %s AND executor = %s AND isolation = %s"
                 f" AND (scheduled_for IS NULL OR scheduled_for <= {clock(connections[using])})"
+                f" AND retry_count <= max_retries AND {_NEVER_TAKEN}"
                 " ORDER BY priority DESC, queued_at, id LIMIT %s",
                 [*lane, limit],
             )

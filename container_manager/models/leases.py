@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -74,6 +74,8 @@ class Lease:
     infra_retry_count: int
     retry_policy: Any
     adopted: bool = False
+    applied: dict[str, float] = field(default_factory=dict)
+    """The limits that it runs under, once they are known."""
     stop_kind: str = ""
 
     @property

@@ -30,6 +30,9 @@ FENCE = (
     "a.job_id = g.job_id AND a.attempt = g.attempt AND a.lease_epoch = g.epoch"
     " AND a.worker_id = %s AND a.phase <> 'done'"
 )
+ERROR_IN_HISTORY = 500
+"""Characters of an error that its history row keeps."""
+
 _KEY = {"job_id": "uuid", "attempt": "integer", "epoch": "integer"}
 
 
@@ -45,6 +48,7 @@ class Progress:
     image_digest: str | None = None
     started_at: datetime | None = None
     stop_kind: str | None = None
+    resolved: dict[str, float] | None = None
     unreachable: bool = False
 
 
@@ -112,6 +116,7 @@ def note_progress(using: str, claimant: Claimant, progress: Sequence[Progress]) 
         "image_digest": "text",
         "started_at": "timestamptz",
         "stop_kind": "text",
+        "resolved": "jsonb",
         "unreachable": "boolean",
     }
     rows, given = given_rows(connection, [_only(step, columns) for step in progress], columns)
@@ -124,6 +129,7 @@ def note_progress(using: str, claimant: Claimant, progress: Sequence[Progress]) 
           image_digest = coalesce(g.image_digest, a.image_digest),
           started_at = coalesce(g.started_at, a.started_at),
           stop_kind = coalesce(g.stop_kind, a.stop_kind),
+          resolved = coalesce(g.resolved, a.resolved),
           unreachable_since = CASE WHEN g.unreachable THEN coalesce(a.unreachable_since, {now})
             ELSE NULL END
         FROM {rows} WHERE {FENCE}""",
@@ -305,7 +311,7 @@ def retry_jobs(using: str, claimant: Claimant, endings: Iterable[Ending]) -> dic
     """
     columns = {
         "job_id": "uuid",
-        **dict.fromkeys(("reason", "actor"), "text"),
+        **dict.fromkeys(("reason", "error", "actor"), "text"),
         **dict.fromkeys(("attempt", "exit_code", "memory_limit_mb"), "integer"),
         **dict.fromkeys(("retry_infra", "retry_at_once"), "boolean"),
         "retry_delay": "double precision",
@@ -345,6 +351,7 @@ def _move(
         "worker": "%s" if connection.vendor == "sqlite" else "%s::text",
         "attempt": "g.attempt",
         "exit_code": "g.exit_code",
+        "error": f"substr(g.error, 1, {ERROR_IN_HISTORY})",
     }
     info = {
         "version": "j.version + 1",

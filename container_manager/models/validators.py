@@ -15,6 +15,7 @@ MAX_ENVIRONMENT_VARIABLES = 1_000
 MAX_ENVIRONMENT_BYTES = 128 * 1024
 MIN_MEMORY_MB = 6
 MAX_CPU, MAX_MEMORY_MB, MAX_PIDS = 1_024.0, 16 * 1024 * 1024, 1_000_000
+MAX_PATH_PART_BYTES = 255
 MAX_SECONDS = 366 * 24 * 3600
 LARGEST_NUMBER = 2**63 - 1
 RESERVED_PREFIX = "CM_"
@@ -86,6 +87,8 @@ def working_dir(value: Any) -> None:
     plain_text(value)
     if value and not value.startswith("/"):
         refuse("Must be an absolute path.")
+    if any(len(part.encode()) > MAX_PATH_PART_BYTES for part in value.split("/")):
+        refuse(f"No part of it may be longer than {MAX_PATH_PART_BYTES} bytes.")
 
 
 def environment(value: Any) -> None:

@@ -43,6 +43,12 @@ class Engine:
         if self.available and not was:
             logger.info("Engine %s: %s", self.alias, self.capabilities.engine or self.id)
 
+    def proves_gone(self, engine_id: str) -> bool:
+        try:
+            return self.executor.proves_gone(engine_id)
+        except EngineUnavailable:
+            return False
+
     @property
     def strongest(self) -> str:
         return max(self.capabilities.isolations, key=STRENGTH.__getitem__, default="")
@@ -71,7 +77,11 @@ class Engines:
 
     def probe(self) -> None:
         for engine in self._engines.values():
-            engine.probe()
+            try:
+                engine.probe()
+            except Exception:
+                engine.available = False
+                logger.exception("Engine %s: cannot be asked", engine.alias)
 
     def _watch(self) -> None:
         while not self._ended.wait(PROBE_SECONDS):
@@ -80,16 +90,12 @@ class Engines:
     def __getitem__(self, alias: str) -> Engine:
         return self._engines[alias]
 
-    def reachable_ids(self) -> list[str]:
-        return [engine.id for engine in self._engines.values() if engine.available]
-
     def for_id(self, alias: str, engine_id: str) -> Engine | None:
         """The engine that may speak about executions of `engine_id`, if it is ours and answers."""
         engine = self._engines.get(alias)
         if engine is None or not engine.available:
             return None
-        ours = engine.id == engine_id or engine.executor.proves_gone(engine_id)
-        return engine if ours else None
+        return engine if engine.id == engine_id or engine.proves_gone(engine_id) else None
 
     def described(self) -> dict[str, Any]:
         """For the worker's row: what is offered here, as other workers and people see it."""

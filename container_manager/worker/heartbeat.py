@@ -9,6 +9,7 @@ from django.db import Error, connection
 from django.db.models import F
 from django.utils import timezone
 
+from container_manager.faults import reached
 from container_manager.models import Worker
 
 logger = logging.getLogger("container_manager")
@@ -34,10 +35,16 @@ class Heartbeat:
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
+    def register_again(self) -> None:
+        """If the row was pruned: everybody takes us for dead, and epochs guard what we held."""
+        if not Worker.objects.filter(pk=self._worker.pk).exists():
+            self._worker.save(force_insert=True)
+
     def _run(self) -> None:
         try:
             while not self._ended.wait(self._seconds):
                 self._beat_or_say_why()
+                reached("U3")
         finally:
             connection.close()
 
@@ -51,5 +58,4 @@ class Heartbeat:
     def _beat(self) -> None:
         rows = Worker.objects.filter(pk=self._worker.pk)
         if not rows.update(beat=F("beat") + 1, last_beat_at=timezone.now()):
-            # The row was pruned: everybody takes us for dead, and the epochs guard what we held.
-            self._worker.save(force_insert=True)
+            self.register_again()

@@ -13,9 +13,11 @@ from dataclasses import replace
 from uuid import UUID
 
 from django.db import InterfaceError, OperationalError, connection
+from django.db.models import Q
 
 from container_manager import __version__, conf, ids, lifecycle
 from container_manager.executors.base import CHUNK_BYTES
+from container_manager.faults import reached
 from container_manager.models import ContainerJob, Installation, JobLog, Queue, Worker
 from container_manager.models.leases import Claimant, Lease
 from container_manager.states import JobStatus, StopKind, Stream
@@ -149,7 +151,10 @@ class WorkerLoop:
         self._engines.start()
         self._instance = Installation.instance()
         self._duties.append(
-            (Every(SWEEP_REMAINS_SECONDS), SweepRemains(self._engines, self._instance))
+            (
+                Every(SWEEP_REMAINS_SECONDS),
+                SweepRemains(self._engines, self._instance, self._sweeper),
+            )
         )
         self._worker.offers = self._engines.described()
         self._worker.save(force_insert=True)
@@ -174,16 +179,20 @@ class WorkerLoop:
         return max(0.0, min(waits))
 
     def _surviving_outages(self, step: Callable[[], None]) -> None:
-        """The database may be away: nothing is lost, everything is tried again."""
+        """Nothing is lost, everything is tried again: the database may be away, or we mistaken."""
         try:
             step()
         except (OperationalError, InterfaceError) as error:
             logger.warning("Worker %s: database: %s", self._worker.name, str(error).strip())
             connection.close()
             time.sleep(random.uniform(0.2, 1.0))  # noqa: S311
+        except Exception:
+            logger.exception("Worker %s: this went wrong and is tried again", self._worker.name)
+            time.sleep(random.uniform(0.5, 1.0))  # noqa: S311
 
     def _tick(self) -> None:
         now = time.monotonic()
+        reached("U4")
         self._record()
         self._answer_requests(now)
         self._enforce_deadlines(now)
@@ -225,7 +234,7 @@ class WorkerLoop:
         return self._concurrency - len(self._runs)
 
     def _claim(self, now: float) -> None:
-        if self._free <= 0 or not self._should_look(now):
+        if not self._should_look(now) or self._free <= 0:
             return
         asked = min(self._free, self._settings.CLAIM_BATCH)
         leases = lifecycle.claim(self._claimant, asked)
@@ -311,13 +320,15 @@ class WorkerLoop:
     # Offers and orphans
 
     def _renew_offers(self) -> None:
-        others = Worker.objects.exclude(pk=self._worker.pk).values_list("offers", flat=True)
+        gone = [*self._rescuer.known_dead, self._worker.pk]
+        others = Worker.objects.exclude(pk__in=gone).values_list("offers", flat=True)
         offers = self._engines.offers(others)
         self._claimant = replace(self._claimant, offers=offers)
         described = self._engines.described()
         if described != self._worker.offers:
             self._worker.offers = described
             Worker.objects.filter(pk=self._worker.pk).update(offers=described)
+        self._heartbeat.register_again()
 
     def _adopt_orphans(self) -> None:
         most = max(self._concurrency, 1)
@@ -342,7 +353,8 @@ class WorkerLoop:
         jobs = ContainerJob.objects.all()
         if self._queues:
             jobs = jobs.filter(queue__in=self._queues)
-        jobs = jobs.exclude(queue__in=Queue.objects.filter(paused=True).values("name"))
+        closed = Queue.objects.filter(Q(paused=True) | Q(max_running=0))
+        jobs = jobs.exclude(queue__in=closed.values("name"))
         if jobs.filter(status=JobStatus.RETRYING).exists():
             return True
         served = {(offer.executor, offer.isolation) for offer in self._claimant.offers}
@@ -380,10 +392,18 @@ class WorkerLoop:
         ]
         self._answer_requests(time.monotonic())
         self._stop(bound, StopKind.DRAIN)
-        for job_id, run in ours.items():
-            if job_id not in bound and run.has_started:
-                run.let_go()
-                self._runs.pop(job_id, None)
+        self._hand_over(
+            [run for job_id, run in ours.items() if job_id not in bound and run.has_started]
+        )
+
+    def _hand_over(self, runs: Sequence[Run]) -> None:
+        """They go on without us: from now on another worker may adopt them."""
+        for run in runs:
+            run.let_go()
+        if runs:
+            lifecycle.release(self._claimant, [run.lease for run in runs])
+        for run in runs:
+            self._runs.pop(run.lease.job_id, None)
 
     def _unregister(self) -> None:
         """Without its row everything it held is an orphan at once."""

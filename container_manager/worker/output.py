@@ -70,8 +70,7 @@ class Output:
         """Take one chunk; waits while too much is unwritten."""
         with self._changed:
             state = self._streams[chunk.stream]
-            room = max(PENDING_BYTES, self._tail)
-            self._changed.wait_for(lambda: self._closed or state.pending_bytes < room)
+            self._changed.wait_for(lambda: self._closed or state.pending_bytes < PENDING_BYTES)
             for offset, data in self._split(chunk):
                 state.pending.append((offset, data))
                 state.pending_bytes += len(data)

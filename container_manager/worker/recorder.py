@@ -97,8 +97,9 @@ class Recorder:
         held = lifecycle.progress(self._claimant, _merged(step for step, _ in steps))
         with self._lock:
             del self._steps[: len(steps)]
+        newest = _newest(step for step, _ in steps)
         for step, future in steps:
-            future.set_result(step.job_id in held)
+            future.set_result(step.job_id in held and _identity(step) == newest[step.job_id])
 
     def _write_logs(self, endings: list[tuple[Ending, Output | None]]) -> None:
         now = time.monotonic()
@@ -122,13 +123,18 @@ class Recorder:
         if not endings:
             return []
         reached("X3")
-        mine = self._finish([_complete(*each) for each in endings])
+        newest = _newest(ending for ending, _ in endings)
+        current = {_identity(each[0]) for each in endings} & set(newest.values())
+        mine = self._finish([_complete(*each) for each in endings if _identity(each[0]) in current])
         reached("X4")
         with self._lock:
             del self._endings[: len(endings)]
             for ending, _ in endings:
                 self._outputs.pop(_identity(ending), None)
-        return [(ending, ending.job_id in mine) for ending, _ in endings]
+        return [
+            (ending, ending.job_id in mine and _identity(ending) in current)
+            for ending, _ in endings
+        ]
 
     def _finish(self, endings: list[Ending]) -> set[UUID]:
         """All in one go; if the database refuses one of them, each by itself."""
@@ -144,6 +150,14 @@ class Recorder:
 
 def _identity(held: Lease | Progress | Ending) -> Identity:
     return held.job_id, held.attempt, held.epoch
+
+
+def _newest(told: Iterable[Progress | Ending]) -> dict[UUID, Identity]:
+    """By job the latest attempt and epoch of it: earlier ones are not held any more."""
+    newest: dict[UUID, Identity] = {}
+    for each in told:
+        newest[each.job_id] = max(_identity(each), newest.get(each.job_id, _identity(each)))
+    return newest
 
 
 def _merged(steps: Iterable[Progress]) -> list[Progress]:

@@ -26,17 +26,24 @@ class Rescuer:
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._seen: dict[UUID, tuple[int, float]] = {}
+        self._looked_at = clock()
+        self.known_dead: set[UUID] = set()
 
     def dead(self) -> set[UUID]:
         """Workers whose beat stood still for a full lease while this one watched."""
         now = self._clock()
+        if now - self._looked_at > self._lease_seconds / 2:
+            self._seen = {}  # a time in which we could not look is no sign of anybody's death
+        self._looked_at = now
         beats = dict(Worker.objects.exclude(pk=self._worker_id).values_list("pk", "beat"))
         seen = {}
         for pk, beat in beats.items():
             before = self._seen.get(pk)
             seen[pk] = before if before is not None and before[0] == beat else (beat, now)
         self._seen = seen
-        return {pk for pk, (_, since) in seen.items() if now - since >= self._lease_seconds}
+        stood_still = {pk for pk, (_, since) in seen.items() if now - since >= self._lease_seconds}
+        self.known_dead = stood_still
+        return stood_still
 
     def rescue(
         self,

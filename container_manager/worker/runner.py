@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from container_manager import lifecycle
 from container_manager.executors.base import (
     Barred,
+    EngineRefused,
     EngineUnavailable,
     Execution,
     Executor,
@@ -32,7 +35,6 @@ T = TypeVar("T")
 
 STRENGTH = (
     StopKind.DRAIN,
-    StopKind.START_TIMEOUT,
     StopKind.TIMEOUT,
     StopKind.CANCEL,
     StopKind.KILL,
@@ -40,6 +42,8 @@ STRENGTH = (
 """Stops from the weakest to the strongest: the strongest that reached the job names its end."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0
+LEAST_TIME_TO_START = 5.0
+"""Seconds that an engine gets when it is back after the time to start was over."""
 NOTHING_RAN = Outcome(exit_code=None)
 
 
@@ -50,6 +54,9 @@ class LeaseLost(Exception):
 def spec_of(lease: Lease, instance: str) -> JobSpec:
     """What the executor is told of an attempt."""
     own = {"CM_JOB_ID": str(lease.job_id), "CM_ATTEMPT": str(lease.attempt)}
+    words = [*lease.command, *lease.environment, *lease.environment.values()]
+    if not all(isinstance(word, str) for word in words):
+        raise TypeError("command and environment must be made of strings")
     return JobSpec(
         name=lease.name,
         instance=instance,
@@ -80,7 +87,6 @@ class Run:
     ) -> None:
         self.lease = lease
         self.executor = executor
-        self.spec = spec_of(lease, instance)
         self.execution: Execution | None = None
         self.deadline: float | None = None
         """On the monotonic clock, once it has started."""
@@ -88,6 +94,7 @@ class Run:
         """The strongest stop that was begun here."""
         self.gave_up = False
         """Its thread failed: the attempt is still ours, and must be let go for another to adopt."""
+        self._instance = instance
         self._recorder = recorder
         self._output = output
         self._lost = threading.Event()
@@ -97,6 +104,7 @@ class Run:
         self._stoppers: list[threading.Thread] = []
         self._reached_alive: list[StopKind] = []
         self._unreachable = False
+        self._start_by = time.monotonic() + lease.start_timeout_seconds
         self.thread = threading.Thread(target=self.run, name=lease.name, daemon=True)
 
     # What the worker's main thread may ask
@@ -143,9 +151,19 @@ class Run:
             alive = self._patiently(lambda: self.executor.stop(execution, grace=grace))
         except LeaseLost:
             return
+        except Exception:
+            logger.exception("Job %s: not stopped; it will be tried again", self.lease.job_id)
+            self._ask_again(kind)
+            return
         reached("K2")
         if alive:
             self._reached_alive.append(kind)
+
+    def _ask_again(self, kind: StopKind) -> None:
+        """The worker's main thread asks for what is still wanted."""
+        self.asked = None
+        if kind == StopKind.TIMEOUT:
+            self.deadline = time.monotonic() + LONGEST_WAIT
 
     # The run, step by step
 
@@ -164,6 +182,7 @@ class Run:
 
     def _from_start_to_end(self) -> tuple[Outcome, StopKind | None]:
         try:
+            self.spec = self._readable_spec()
             execution = self._prepare()
             if execution is None:
                 return self._proven_absent(), None
@@ -177,6 +196,15 @@ class Run:
         self._watch(execution)
         return self._collect(execution)
 
+    def _readable_spec(self) -> JobSpec:
+        """A row that was written past every validation is a failed launch, no failed worker."""
+        try:
+            spec = spec_of(self.lease, self._instance)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise LaunchFailed(Reason.NOT_PERMITTED, f"The job is malformed: {error}") from error
+        self.lease.applied = self.executor.applied_limits(spec)
+        return spec
+
     def _prepare(self) -> Execution | None:
         """The created execution, or the one that an earlier worker left; None when that is gone."""
         if self.lease.adopted:
@@ -186,18 +214,23 @@ class Run:
         return self._patiently(
             lambda: self.executor.create_or_adopt(
                 self.spec,
-                timeout=float(self.lease.start_timeout_seconds),
+                timeout=max(self._start_by - time.monotonic(), LEAST_TIME_TO_START),
                 cancelled=self._cancelled,
             )
         )
 
     def _find_or_bar(self) -> Execution | None:
-        """Before it is said to be absent, a late create by its old worker is made impossible."""
+        """What an earlier worker started; None when it started nothing, and can no longer do so.
+
+        Only the worker that claimed an attempt starts it: two might each start it once.
+        """
         while True:
-            found = self._patiently(lambda: self.executor.find(self.lease.name, self.spec.instance))
-            if found is not None:
+            found = self._patiently(lambda: self.executor.find(self.lease.name, self._instance))
+            if found is not None and found.started:
                 return found
-            if self._patiently(lambda: self.executor.bar(self.spec)):
+            if found is not None:
+                self._patiently(partial(self.executor.discard, found))
+            elif self._patiently(lambda: self.executor.bar(self.spec)):
                 return None
 
     def _proven_absent(self) -> Outcome:
@@ -211,6 +244,7 @@ class Run:
             Phase.CREATED,
             execution_id=execution.execution_id,
             image_digest=execution.image_digest or None,
+            resolved=self.lease.applied,
         )
         reached("R4")
         with self._lock:
@@ -220,8 +254,6 @@ class Run:
         reached("R5")
         self.execution = execution
         self._set_deadline(execution)
-        if self.lease.stop_kind:  # its earlier worker was about to signal it, and is gone
-            self._reached_alive.append(StopKind(self.lease.stop_kind))
         self._recorder.step(
             self.lease,
             Phase.STARTED,
@@ -236,7 +268,7 @@ class Run:
         self._still_held(Phase.CLAIMED)
         return Outcome(None, reason=Reason.LAUNCH_ERROR, error=str(taken))
 
-    def _still_held(self, phase: Phase, **facts: str | None) -> None:
+    def _still_held(self, phase: Phase, **facts: object) -> None:
         if not self._recorder.step(self.lease, phase, **facts).result():
             raise LeaseLost
 
@@ -256,6 +288,7 @@ class Run:
         self._recorder.follow(self._output)
         self._patiently(lambda: self._read(execution))
         reached("X1")
+        self._recorder.step(self.lease, Phase.COLLECTING)
 
     def _read(self, execution: Execution) -> None:
         for chunk in self.executor.attach(execution, self._output.ends()):
@@ -272,7 +305,18 @@ class Run:
         for stopper in stoppers:
             stopper.join()
         reached("K3")
-        return outcome, strongest(self._reached_alive)
+        return outcome, strongest([*self._reached_alive, *self._reached_before(outcome)])
+
+    def _reached_before(self, outcome: Outcome) -> list[StopKind]:
+        """The stop that an earlier worker was about to send, if the end bears out that it did."""
+        if not self.lease.stop_kind:
+            return []
+        kind = StopKind(self.lease.stop_kind)
+        if kind == StopKind.TIMEOUT:
+            borne_out = _seconds(outcome) >= (self.lease.timeout_seconds or 0)
+        else:
+            borne_out = outcome.signal in (signal.SIGTERM, signal.SIGKILL)
+        return [kind] if borne_out else []
 
     def _evidence(self, execution: Execution) -> Outcome:
         try:
@@ -280,7 +324,7 @@ class Run:
         except (EngineUnavailable, LaunchFailed):
             raise
         except ExecutorError as error:
-            if self.executor.find(execution.name, self.spec.instance) is not None:
+            if self.executor.find(execution.name, self._instance) is not None:
                 raise EngineUnavailable(str(error)) from error
             gone = "Somebody removed it from its engine; how it ended is not known."
             return Outcome(None, reason=Reason.WORKER_LOST, error=gone)
@@ -301,12 +345,19 @@ class Run:
             try:
                 result = call()
             except EngineUnavailable as error:
+                self._refused_for_good(error)
                 self._unreachable_now(error)
                 self._lost.wait(wait)
                 wait = min(2 * wait, LONGEST_WAIT)
             else:
                 self._reachable_again()
                 return result
+
+    def _refused_for_good(self, error: EngineUnavailable) -> None:
+        """An engine that answers, but will not start it in time, is not away."""
+        late = not self.has_started and time.monotonic() > self._start_by
+        if late and isinstance(error, EngineRefused) and not self.lease.adopted:
+            raise LaunchFailed(Reason.LAUNCH_ERROR, str(error)) from error
 
     def _unreachable_now(self, error: EngineUnavailable) -> None:
         if not self._unreachable:
@@ -324,6 +375,13 @@ class Run:
         if not self.has_started:
             return Phase.CLAIMED if self.execution is None else Phase.CREATED
         return Phase.STOPPING if self.asked else Phase.STARTED
+
+
+def _seconds(outcome: Outcome) -> float:
+    """How long it ran, by the engine's own clock."""
+    if outcome.started_at is None or outcome.ended_at is None:
+        return 0.0
+    return (outcome.ended_at - outcome.started_at).total_seconds()
 
 
 def run_inline(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections.abc import Callable
+from typing import Any
 
 from container_manager import lifecycle
 from container_manager.executors.base import Execution, Executor, ExecutorError
@@ -14,28 +16,35 @@ from container_manager.models.leases import Lease
 logger = logging.getLogger("container_manager")
 
 THREADS = 2
+Key = dict[str, Any]
 
 
 class Sweeper:
     """Threads that call the engines; what they removed is written by the worker's main thread."""
 
     def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[tuple[Lease, Executor, Execution]] = queue.SimpleQueue()
-        self._removed: queue.SimpleQueue[Lease] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[str, Key, Callable[[], None]]] = queue.SimpleQueue()
+        self._removed: queue.SimpleQueue[Key] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._under_way = 0
+        self._under_way: set[str] = set()
         self._threads: list[threading.Thread] = []
 
     @property
     def is_idle(self) -> bool:
-        return self._under_way == 0
+        return not self._under_way
 
     def sweep(self, lease: Lease, executor: Executor, execution: Execution | None) -> None:
         """Remove this execution soon; None when nothing was ever created."""
-        if execution is None:
-            return
-        self._count(1)
-        self._waiting.put((lease, executor, execution))
+        if execution is not None:
+            self.do(lease.name, lease.key, lambda: executor.remove(execution))
+
+    def do(self, name: str, key: Key, remove: Callable[[], None]) -> None:
+        """Call `remove` soon, unless the same is under way; `key` names the attempt."""
+        with self._lock:
+            if name in self._under_way:
+                return
+            self._under_way.add(name)
+        self._waiting.put((name, key, remove))
         if len(self._threads) < THREADS:
             thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
             self._threads.append(thread)
@@ -52,15 +61,14 @@ class Sweeper:
 
     def _run(self) -> None:
         while True:
-            lease, executor, execution = self._waiting.get()
+            name, key, remove = self._waiting.get()
             try:
-                executor.remove(execution)
-                self._removed.put(lease)
+                remove()
+                self._removed.put(key)
             except ExecutorError as error:
-                logger.warning("%s: not removed yet: %s", lease.name, error)
+                logger.warning("%s: not removed yet: %s", name, error)
+            except Exception:
+                logger.exception("%s: not removed yet", name)
             finally:
-                self._count(-1)
-
-    def _count(self, change: int) -> None:
-        with self._lock:
-            self._under_way += change
+                with self._lock:
+                    self._under_way.discard(name)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import timedelta
+from functools import partial
 
 from django.utils import timezone
 
 from container_manager import lifecycle
 from container_manager.conf import settings
-from container_manager.executors.base import Execution, Executor, ExecutorError
+from container_manager.executors.base import Execution, Executor
 from container_manager.models import JobAttempt
 from container_manager.states import Phase, Reason
 from container_manager.worker.engines import Engines
-
-logger = logging.getLogger("container_manager")
+from container_manager.worker.sweeper import Sweeper
 
 
 class RequeueRetries:
@@ -46,33 +45,36 @@ class SweepRemains:
     BARRED_AFTER = timedelta(hours=1)
     BATCH = 50
 
-    def __init__(self, engines: Engines, instance: str) -> None:
+    def __init__(self, engines: Engines, instance: str, sweeper: Sweeper) -> None:
         self._engines = engines
         self._instance = instance
+        self._sweeper = sweeper
 
     def __call__(self) -> None:
         for attempt in self._remains():
             engine = self._engines.for_id(attempt.executor, attempt.engine_id)
-            if engine is None:
-                continue
-            try:
-                self._sweep(attempt, engine.executor)
-            except ExecutorError as error:
-                logger.warning("%s: not removed yet: %s", attempt.name, error)
+            if engine is not None:
+                key = {"job_id": attempt.job_id, "attempt": attempt.attempt, "epoch": 0}
+                removal = partial(self._sweep, attempt, engine.executor)
+                self._sweeper.do(attempt.name, key, removal)
 
     def _remains(self) -> list[JobAttempt]:
+        """Those that were left alone longest; looked at once more after `AFTER`."""
         now = timezone.now()
-        left = JobAttempt.objects.filter(
-            phase=Phase.DONE,
-            cleaned_up=False,
-            engine_id__in=self._engines.reachable_ids(),
-            updated_at__lt=now - self.AFTER,
-        ).exclude(reason=Reason.WORKER_LOST, updated_at__gt=now - self.BARRED_AFTER)
-        return list(left.order_by("updated_at")[: self.BATCH])
+        left = JobAttempt.objects.filter(phase=Phase.DONE, cleaned_up=False)
+        places = left.order_by().values_list("executor", "engine_id").distinct()
+        ours = [
+            engine_id for place in places if self._engines.for_id(*place) for engine_id in place[1:]
+        ]
+        due = left.filter(engine_id__in=ours, updated_at__lt=now - self.AFTER).exclude(
+            reason=Reason.WORKER_LOST, updated_at__gt=now - self.BARRED_AFTER
+        )
+        found = list(due.order_by("updated_at")[: self.BATCH])
+        JobAttempt.objects.filter(pk__in=[each.pk for each in found]).update(updated_at=now)
+        return found
 
     def _sweep(self, attempt: JobAttempt, executor: Executor) -> None:
         found = executor.find(attempt.name, self._instance)
         if found is not None:
             executor.stop(found, grace=0)
         executor.remove(found or Execution(attempt.name, attempt.execution_id or attempt.name))
-        JobAttempt.objects.filter(pk=attempt.pk).update(cleaned_up=True)

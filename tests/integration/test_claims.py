@@ -74,6 +74,15 @@ def test_a_claim_takes_no_more_than_it_asked_for():
 
 
 @alone
+def test_a_claim_of_few_takes_the_best_of_many():
+    jobs = [queued(priority=10 + number, queued_at=minutes_ago(60 - number)) for number in range(9)]
+    assert claimed(a_worker(), 2) == [jobs[8].pk, jobs[7].pk]
+    worse = queued(priority=0, queued_at=minutes_ago(90))
+    assert worse.pk not in claimed(a_worker(), 7)
+    assert claimed(a_worker(), 1) == [worse.pk]
+
+
+@alone
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_claim_of_nothing_takes_nothing(limit):
     job = queued()

@@ -136,7 +136,7 @@ class FakeExecutor(Executor):
     def stop(self, execution: Execution, *, grace: float) -> bool:
         world = self.world
         world.asked(f"stop {grace:g}", execution.name)
-        if execution.name not in world.ended or world.ended[execution.name].is_set():
+        if execution.name not in world.executions or world.ended[execution.name].is_set():
             return False
         if world.listens or grace == 0:
             world.end(execution.name, KILLED if grace == 0 else world.outcome)

@@ -110,7 +110,6 @@ def test_only_an_engine_that_answers_may_speak_of_its_executions(engines):
     assert both.for_id("box", "another-engine") is None
     assert both.for_id("far_away", "") is None
     assert both.for_id("unheard-of", "box-engine") is None
-    assert both.reachable_ids() == ["box-engine"]
 
 
 def test_others_see_what_is_offered_here(engines):

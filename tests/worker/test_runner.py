@@ -307,6 +307,19 @@ def test_a_stop_that_came_too_late_names_nothing(new_run, ended, world):
     assert ending.status == "completed"
 
 
+def test_a_stop_that_broke_is_asked_for_again(new_run, ended, world, monkeypatch, caplog):
+    world.runs_until_stopped = True
+    made = running(new_run())
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeExecutor, "stop", lambda *_, **__: 1 / 0)
+        made.stop(StopKind.KILL)
+        made._stoppers[0].join(30)
+    assert "ZeroDivisionError" in caplog.text
+    assert made.may_ask(StopKind.KILL)
+    made.stop(StopKind.KILL)
+    assert ended(made).status == "killed"
+
+
 def test_a_stop_before_the_start_starts_nothing(new_run, ended, world):
     made = new_run()
     world.on_create = lambda _spec: made.stop(StopKind.CANCEL)
