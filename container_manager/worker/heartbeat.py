@@ -42,6 +42,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         try:
+            reached("U3")
             while not self._ended.wait(self._seconds):
                 self._beat_or_say_why()
                 reached("U3")

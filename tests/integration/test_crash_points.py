@@ -17,9 +17,7 @@ from tests.support.workers import settled, wait_until
 pytestmark = pytest.mark.django_db(transaction=True)
 
 ELSEWHERE = {
-    "R2": "inside a pull, which is the engine's",
-    "U3": "the heartbeat ends while the worker lives: nothing is reached",
-    "U4": "the worker is paused: nothing is reached",
+    "R2": "inside a pull: only an executor with images comes there",
 }
 WANTED = {"image": "busybox", "command": ["true"], "max_retries": 1}
 

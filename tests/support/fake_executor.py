@@ -148,6 +148,13 @@ class FakeExecutor(Executor):
         self.world.asked("remove", execution.name)
         self.world.executions.pop(execution.name, None)
 
+    def discard(self, execution: Execution) -> bool:
+        self.world.asked("discard", execution.name)
+        if self.world.executions[execution.name].started:
+            return False
+        self.world.executions.pop(execution.name)
+        return True
+
     def bar(self, spec: JobSpec) -> bool:
         self.world.asked("bar", spec.name)
         self.world.barred.add(spec.name)

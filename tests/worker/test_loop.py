@@ -8,6 +8,7 @@ import pytest
 from django.db import OperationalError
 
 from container_manager import lifecycle
+from container_manager.executors.base import Execution
 from container_manager.models import ContainerJob, JobAttempt, Worker
 from container_manager.models.leases import Offer
 from container_manager.states import StopKind
@@ -202,6 +203,8 @@ def test_an_end_of_an_earlier_attempt_does_not_hide_the_one_that_runs(world):
     loop = WorkerLoop(concurrency=4)
     loop._claimant = loop._recorder._claimant = worker
     loop._engines.probe()
+    world.executions[first.name] = Execution(first.name, "id", running=True, started=True)
+    world.ended[first.name] = threading.Event()
     loop._start_run(first)
     (second,) = lifecycle.adopt(worker, JobAttempt.objects.all())
     loop._start_run(second)

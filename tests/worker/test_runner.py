@@ -12,6 +12,7 @@ import pytest
 from container_manager.executors.base import (
     Barred,
     Chunk,
+    EngineRefused,
     Execution,
     ExecutorError,
     LaunchFailed,
@@ -23,7 +24,7 @@ from container_manager.states import Reason, StopKind
 from container_manager.worker import runner
 from container_manager.worker.output import Output
 from container_manager.worker.runner import Run, run_inline, spec_of, strongest
-from tests.support.fake_executor import FakeExecutor, World
+from tests.support.fake_executor import KILLED, FakeExecutor, World
 from tests.support.workers import wait_until
 
 
@@ -143,7 +144,7 @@ def running(made):
 def test_a_run_reports_each_step_before_the_next(new_run, recorder, ended, world):
     ending = ended(new_run())
     assert (ending.status, ending.exit_code) == ("completed", 0)
-    assert recorder.phases == ["pulling", "created", "started"]
+    assert recorder.phases == ["pulling", "created", "started", "collecting"]
     assert [call for call, _ in world.calls] == ["create", "start", "attach", "collect"]
 
 
@@ -388,12 +389,50 @@ def test_what_an_earlier_worker_started_is_found_and_followed(new_run, ended, wo
     assert world.times("create") == 0
 
 
-def test_what_an_earlier_worker_created_and_did_not_start_is_started(new_run, ended, world):
+def test_what_an_earlier_worker_created_and_did_not_start_is_never_started(new_run, ended, world):
+    """That worker may be about to start it: of two starts one would be a second run."""
     made = new_run(adopted=True, epoch=2)
     world.executions[made.lease.name] = Execution(made.lease.name, "id")
-    world.ended[made.lease.name] = threading.Event()
-    assert ended(made).status == "completed"
-    assert world.times("start") == 1
+    end = ended(made)
+    assert (end.status, end.reason, end.retry_infra) == ("failed", "worker_lost", True)
+    assert (world.times("start"), world.executions, world.barred) == (0, {}, {made.lease.name})
+
+
+@pytest.mark.parametrize("row", [{"environment": []}, {"environment": {"A": 1}}, {"command": 5}])
+def test_a_row_that_no_executor_can_read_is_a_failed_launch(new_run, ended, world, row):
+    end = ended(new_run(**row))
+    assert (end.status, end.reason, end.retry) == ("failed", "not_permitted", False)
+    assert world.times("create") == 0
+
+
+def test_an_engine_that_answers_but_will_not_start_it_in_time_ends_it(new_run, ended, world):
+    world.on_create = _refuse
+    end = ended(new_run(start_timeout_seconds=0))
+    assert (end.status, end.reason) == ("failed", "launch_error")
+
+
+def _refuse(_spec):
+    raise EngineRefused("The engine could not: no idea why.")
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome", "status"),
+    [
+        ("cancel", Outcome(0), "completed"),
+        ("cancel", KILLED, "cancelled"),
+        ("drain", Outcome(0), "completed"),
+        ("timeout", Outcome(0), "completed"),
+    ],
+)
+def test_an_end_before_the_signal_of_an_earlier_worker_is_told_as_it_was(
+    new_run, ended, world, kind, outcome, status
+):
+    made = new_run(adopted=True, epoch=2, stop_kind=kind, timeout_seconds=60)
+    name = made.lease.name
+    world.executions[name] = Execution(name, "id", started=True)
+    world.ended[name] = threading.Event()
+    world.end(name, outcome)
+    assert ended(made).status == status
 
 
 def test_absent_is_said_only_after_a_late_create_was_made_impossible(new_run, ended, world):
