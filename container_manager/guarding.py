@@ -48,6 +48,12 @@ def _flat(operations: Iterable[Operation]) -> Iterator[Operation]:
         yield from _flat(getattr(operation, "database_operations", ()))
 
 
+def is_down(using: str) -> bool:
+    """Is a trigger or function of the guard missing? A failed `migrate` can leave it so."""
+    lines = db_guard.differences(connections[using], guarded_tables())
+    return any(line.endswith("is missing") for line in lines)
+
+
 def _is_stopped_by_guard(connection: Any, operation: Operation) -> bool:
     if connection.vendor == "sqlite":
         return True

@@ -62,6 +62,7 @@ class Rescuer:
         speakable = [each for each in found if engines.for_id(each.executor, each.engine_id)]
         reached("A2")
         adopted = lifecycle.adopt(claimant, speakable) if speakable else []
+        reached("A1")
         for lease in adopted:
             logger.warning("Job %s: adopted, its worker is gone", lease.job_id)
         lifecycle.note_unreachable(dead)

@@ -140,7 +140,8 @@ def test_who_prints_faster_than_it_is_written_waits():
     thread.start()
     most = 0
     while not done.is_set():
-        most = max(most, sum(len(data) for _, data in out._streams["stdout"].pending))
+        with out._changed:
+            most = max(most, sum(len(data) for _, data in out._streams["stdout"].pending))
         store.write()
     thread.join()
     store.write()

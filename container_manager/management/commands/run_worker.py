@@ -8,8 +8,8 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from typing import Any
 
-from container_manager import conf
-from container_manager.management.base import JobCommand, wrong_usage
+from container_manager import conf, guarding
+from container_manager.management.base import JobCommand, failed, wrong_usage
 from container_manager.worker.loop import WorkerLoop
 
 
@@ -47,6 +47,8 @@ class Command(JobCommand):
             if alias not in known:
                 names = ", ".join(sorted(known)) or "none"
                 raise wrong_usage(f"--executor: {alias!r} is not one of {names}")
+        if guarding.is_down("default"):
+            raise failed("the database is not guarded: run `manage.py migrate`, which installs it")
         loop = WorkerLoop(
             queues=options["queues"],
             concurrency=options["concurrency"],
