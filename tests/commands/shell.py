@@ -50,6 +50,7 @@ class Shell:
     """Runs `manage.py` as a process on an SQLite file of its own."""
 
     def __init__(self, database: Path) -> None:
+        self.database = database
         self.environment = {
             "PATH": os.environ["PATH"],
             "HOME": os.environ.get("HOME", "/"),

@@ -612,6 +612,40 @@ class ExecutorContract:
             create(executor, spec)
         assert executor.find(spec.name, spec.instance) is None
 
+    def test_what_never_started_can_be_discarded_and_never_starts_then(
+        self, executor: Executor, make_spec: MakeSpec
+    ) -> None:
+        created = create(executor, make_spec("true"))
+
+        assert executor.discard(created) is True
+
+        assert executor.find(created.name, make_spec("true").instance) is None
+        with pytest.raises(LaunchFailed):
+            executor.start(created)
+
+    def test_what_has_started_is_not_discarded(
+        self, executor: Executor, make_spec: MakeSpec
+    ) -> None:
+        running = launch(executor, make_spec("sleep 600 & wait"))
+
+        assert executor.discard(running) is False
+
+        found = executor.find(running.name, make_spec("true").instance)
+        assert found is not None
+        assert found.running
+
+    def test_the_age_of_an_ended_execution_does_not_grow(
+        self, executor: Executor, make_spec: MakeSpec
+    ) -> None:
+        spec = make_spec("true")
+        finish(executor, spec)
+        ages = set()
+        for _ in range(3):
+            found = executor.find(spec.name, spec.instance)
+            assert found is not None
+            ages.add(found.elapsed_seconds)
+        assert len(ages) == 1
+
     def test_a_living_name_cannot_be_barred(self, executor: Executor, make_spec: MakeSpec) -> None:
         spec = make_spec("sleep 600 & wait")
         launch(executor, spec)

@@ -207,6 +207,20 @@ class TestDockerExecutor(ExecutorContract):
         assert reason_of(executor, spec) == Reason.NOT_PERMITTED
         assert executor.find(spec.name, spec.instance) is None
 
+    @pytest.mark.parametrize("working_dir", ["/bin/sh/x", "/" + "a" * 300])
+    def test_a_working_directory_that_cannot_be_is_the_jobs_fault(
+        self, executor: DockerExecutor, make_spec: MakeSpec, working_dir: str
+    ) -> None:
+        with pytest.raises(LaunchFailed) as refusal:
+            launch(executor, make_spec("true", working_dir=working_dir))
+        assert refusal.value.reason == Reason.NOT_PERMITTED
+
+    def test_the_limits_that_apply_are_told(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        told = executor.applied_limits(make_spec("true", memory_limit_mb=64))
+        assert told == {"cpu_limit": 1.0, "memory_limit_mb": 64, "pids_limit": 256}
+
     def test_a_network_is_given_only_where_it_is_allowed(
         self, make_spec: MakeSpec, engine: EngineHttp
     ) -> None:

@@ -712,3 +712,29 @@ class TestBeingBarred(OnThisMachine):
 
         with pytest.raises(Barred):
             executor.start(execution)
+
+
+class TestRemoving(OnThisMachine):
+    def test_directories_nested_deeper_than_a_recursion_reaches_are_removed(
+        self, executor: ProcessExecutor, make_spec: MakeSpec, state_dir: Path
+    ) -> None:
+        nest = "i=0; while [ $i -lt 1500 ]; do mkdir x && cd x || exit 9; i=$((i+1)); done"
+        ended = finish(executor, make_spec(nest))
+        assert ended.outcome.exit_code == 0
+
+        executor.remove(ended.execution)
+
+        assert [entry for entry in state_dir.iterdir() if not entry.name.startswith(".")] == []
+
+    def test_a_link_in_the_place_of_its_directory_is_not_followed(
+        self, executor: ProcessExecutor, make_spec: MakeSpec, tmp_path: Path
+    ) -> None:
+        precious = tmp_path / "precious"
+        precious.mkdir(mode=0o500)
+        (swapped := tmp_path / "kept").mkdir()
+        script = f'cd /; mv "$HOME" {swapped}/home; ln -s {precious} "$HOME"'
+        ended = finish(executor, make_spec(script))
+
+        executor.remove(ended.execution)
+
+        assert precious.stat().st_mode & 0o777 == 0o500

@@ -146,3 +146,12 @@ def execute_count(sql):
     with connection.cursor() as cursor:
         cursor.execute(sql)
         return cursor.fetchone()[0]
+
+
+@pytest.mark.parametrize("verb", ["INSERT OR REPLACE", "INSERT"])
+def test_nobody_takes_the_rowid_that_stands_for_none(verb):
+    """Before an INSERT -1 means: not given. A row that had it would stop all others."""
+    job = JobFactory()
+    with refused("-1 is no rowid"):
+        copied(job, verb, id=f"'{new_id()}'", rowid=-1)
+    assert JobFactory().version == 1
