@@ -25,8 +25,25 @@ Fallen = tuple[Lease, str, int, int]
 class _StreamState:
     def __init__(self, end: int) -> None:
         self.end = end
-        self.pending: deque[tuple[int, bytes]] = deque()
+        self.pending: deque[tuple[int, bytearray]] = deque()
         self.pending_bytes = 0
+        self.taken_to = end
+        """What begins before may be in the database already, and must not grow."""
+
+    def append(self, offset: int, data: bytes, *, joins: bool) -> None:
+        """Keep a piece; a job that prints byte by byte must not make a row of each."""
+        self.pending_bytes += len(data)
+        if joins and self.pending:
+            start, before = self.pending[-1]
+            fits = start + len(before) == offset and len(before) + len(data) <= CHUNK_BYTES
+            if fits and start >= self.taken_to:
+                before += data
+                return
+        self.pending.append((offset, bytearray(data)))
+
+    def take(self) -> list[tuple[int, bytes]]:
+        self.taken_to = self.end
+        return [(offset, bytes(data)) for offset, data in self.pending]
 
     def written(self, pieces: list[tuple[int, bytes]]) -> None:
         """Forget the pieces that are written; some may have been forgotten meanwhile."""
@@ -72,8 +89,7 @@ class Output:
             state = self._streams[chunk.stream]
             self._changed.wait_for(lambda: self._closed or state.pending_bytes < PENDING_BYTES)
             for offset, data in self._split(chunk):
-                state.pending.append((offset, data))
-                state.pending_bytes += len(data)
+                state.append(offset, data, joins=offset != self._head)
             state.end = chunk.offset + len(chunk.data)
             self._forget_middle(state)
             if chunk.stream == Stream.STDOUT:
@@ -92,7 +108,7 @@ class Output:
     def _forget_middle(self, state: _StreamState) -> None:
         """What no longer belongs to the tail need not be written at all."""
         oldest = state.end - self._tail
-        kept: deque[tuple[int, bytes]] = deque()
+        kept: deque[tuple[int, bytearray]] = deque()
         while state.pending and state.pending[0][0] < self._head:
             kept.append(state.pending.popleft())
         while state.pending and state.pending[0][0] + len(state.pending[0][1]) <= oldest:
@@ -111,7 +127,7 @@ class Output:
         Stays unwritten when the block fails, so that it is taken again.
         """
         with self._changed:
-            taken = {name: list(state.pending) for name, state in self._streams.items()}
+            taken = {name: state.take() for name, state in self._streams.items()}
         chunks = [
             LogChunk(**self.lease.key, stream=name, offset=offset, data=data)
             for name, pieces in taken.items()

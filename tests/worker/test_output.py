@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from types import SimpleNamespace
 from uuid import uuid4
@@ -57,7 +58,7 @@ def test_what_comes_in_goes_out_stream_by_stream():
     out.add(Chunk("stderr", 0, b"xyz"))
     out.add(Chunk("stdout", 2, b"c"))
     store.write()
-    assert store.kept() == [(0, b"ab"), (2, b"c")]
+    assert store.kept() == [(0, b"abc")]
     assert store.kept("stderr") == [(0, b"xyz")]
     assert out.ends() == {"stdout": 3, "stderr": 3}
 
@@ -165,3 +166,21 @@ def test_the_writer_is_woken_before_anybody_has_to_wait():
     assert not woken
     feed(out, bytes(CHUNK_BYTES), start=PENDING_BYTES // 2)
     assert woken
+
+
+def test_what_is_printed_byte_by_byte_is_not_stored_byte_by_byte():
+    out = output()
+    feed(out, b"0123456789", 1)
+    with out.taking() as (chunks, _):
+        assert [(chunk.offset, chunk.data) for chunk in chunks] == [(0, b"0123456789")]
+
+
+def test_what_may_have_been_written_does_not_grow():
+    """A write whose answer was lost is repeated; a longer piece at its offset would be left out."""
+    out = output()
+    feed(out, b"01")
+    with contextlib.suppress(OSError), out.taking():
+        raise OSError("the answer was lost")
+    out.add(Chunk("stdout", 2, b"23"))
+    with out.taking() as (chunks, _):
+        assert [(chunk.offset, chunk.data) for chunk in chunks] == [(0, b"01"), (2, b"23")]
