@@ -14,16 +14,13 @@ from container_manager.models.outcomes import LogChunk, Progress
 from container_manager.states import StopKind
 from tests.support.spine import (
     ENGINE,
-    Crash,
     a_worker,
     at_once,
     contradictions,
-    crash_at,
     ending,
     finish,
     held_by,
     path_of,
-    reaching,
 )
 
 pytestmark = pytest.mark.django_db
@@ -304,12 +301,11 @@ def test_of_two_rescuers_of_one_orphan_one_wins():
 
 
 @together
-def test_a_rescuer_that_dies_before_its_commit_has_adopted_nothing():
+def test_a_rescuer_that_dies_after_it_adopted_leaves_an_orphan_to_the_next():
     held_by(a_worker("gone"))
-    with reaching(crash_at("A1")), pytest.raises(Crash):
-        adopt(a_worker("w2"))
-    assert JobAttempt.objects.get().lease_epoch == 1
-    assert len(adopt(a_worker("w3"))) == 1
+    (first,) = lifecycle.adopt(a_worker("first"), JobAttempt.objects.all())
+    (second,) = lifecycle.adopt(a_worker("second"), JobAttempt.objects.all())
+    assert (first.job_id, first.epoch, second.epoch) == (second.job_id, 2, 3)
 
 
 def test_a_worker_that_others_take_for_dead_does_not_adopt_what_it_is_at():
