@@ -9,6 +9,11 @@ import pytest
 from container_manager import ids
 
 
+@pytest.fixture(autouse=True)
+def first_of_its_process(monkeypatch):
+    monkeypatch.setattr(ids, "_last", 0)
+
+
 def test_an_id_is_a_uuid_of_version_7():
     made = ids.uuid7()
     assert made.version == 7
@@ -39,3 +44,16 @@ def test_version_and_variant_stand_whatever_the_random_bits_are(monkeypatch, byt
     monkeypatch.setattr(ids.os, "urandom", lambda count: byte * count)
     made = ids.uuid7()
     assert (made.version, made.variant) == (7, uuid.RFC_4122)
+
+
+def test_ids_of_one_moment_are_in_the_order_in_which_they_were_made(monkeypatch):
+    monkeypatch.setattr(ids.time, "time_ns", lambda: 10**18)
+    made = [ids.uuid7() for _ in range(1000)]
+    assert made == sorted(made)
+
+
+def test_a_clock_that_steps_back_does_not_take_the_order_with_it(monkeypatch):
+    clock = iter([2 * 10**18, 10**18])
+    monkeypatch.setattr(ids.time, "time_ns", lambda: next(clock))
+    first, second = ids.uuid7(), ids.uuid7()
+    assert first < second

@@ -453,6 +453,8 @@ class ContainerJob(GuardedModel):
             validators.number(value, whole=isinstance(field, models.IntegerField))
         elif isinstance(value, str):
             validators.plain_text(value)
+            if field.choices and value:
+                validators.one_of(value, dict(field.flatchoices))
 
     def clean(self) -> None:
         """What concerns several fields at once."""

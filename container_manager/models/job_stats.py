@@ -23,7 +23,7 @@ def job_stats(jobs: models.QuerySet[Any]) -> dict[str, Any]:
         "total": sum(by_status.values()),
         "by_status": by_status,
         "by_isolation": _counts(jobs, "isolation", Isolation.values),
-        "by_executor": _counts(jobs, "executor", ["", *sorted(executors())]),
+        "by_executor": _by_executor(jobs),
         "by_queue": _counts(jobs, "queue", []),
         "avg_duration_ms": round(average or 0),
         "p50_duration_ms": _percentile(completed, 0.50),
@@ -36,6 +36,12 @@ def job_stats(jobs: models.QuerySet[Any]) -> dict[str, Any]:
 def _counts(jobs: models.QuerySet[Any], field: str, known: list[str]) -> dict[str, int]:
     found = dict(jobs.values_list(field).annotate(count=models.Count("pk")))
     return {str(word): found.pop(word, 0) for word in known} | found
+
+
+def _by_executor(jobs: models.QuerySet[Any]) -> dict[str, int]:
+    """By what the jobs ask for; `any` for those that leave the executor open."""
+    counts = _counts(jobs, "executor", ["", *sorted(executors())])
+    return {"any": counts.pop("")} | counts
 
 
 def _percentile(completed: models.QuerySet[Any], share: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -131,6 +132,12 @@ def network(value: Any) -> None:
         refuse(f"{value[:80]!r} is not allowed: `none`, or the name of an engine's network.")
 
 
+def one_of(value: str, allowed: Iterable[str]) -> None:
+    words = list(allowed)
+    if value not in words:
+        refuse(f"{value[:80]!r} is not one of {', '.join(words)}.")
+
+
 def executor(value: Any) -> None:
     plain_text(value)
     known = sorted(conf.executors())
@@ -165,7 +172,7 @@ class InRange:
         if isinstance(value, bool) or not isinstance(value, int | float):
             refuse("Must be a number.")
         if not self.low <= value <= self.high:  # also refuses NaN
-            refuse(f"Must be from {self.low:g} to {self.high:g}.")
+            refuse(f"Must be from {self.low} to {self.high}.")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, InRange) and (self.low, self.high) == (other.low, other.high)

@@ -170,7 +170,7 @@ class WorkerLoop:
 
     def _seconds_to_wait(self) -> float:
         now = time.monotonic()
-        waits = [LONGEST_TICK]
+        waits = [LONGEST_TICK, self._rescue.left(now)]
         if self._free > 0:
             waits.append(self._poll.left(now))
         if self._runs:

@@ -243,3 +243,17 @@ def test_a_worker_that_is_asked_until_idle_survives_an_outage_while_it_asks(worl
     job = queued()
     assert work() == 0
     assert status_of(job) == "completed"
+
+
+def test_an_idle_worker_looks_after_the_dead_in_time_however_seldom_it_looks_for_work(
+    world, configured, monkeypatch
+):
+    """Later than half a lease would be no look at all: see Rescuer.dead."""
+    configured(LEASE_SECONDS=2, POLL_SECONDS=60, SQLITE_POLL_SECONDS=60)
+    loop = WorkerLoop(concurrency=1)
+    now = 5000.0
+    monkeypatch.setattr("container_manager.worker.loop.time.monotonic", lambda: now)
+    for every in (loop._poll, loop._rescue):
+        assert every.is_due(now)
+    now += 0.5
+    assert loop._seconds_to_wait() == pytest.approx(2 / 3 - 0.5)
