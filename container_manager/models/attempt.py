@@ -28,7 +28,10 @@ class JobAttempt(models.Model):
 
     id = models.UUIDField(primary_key=True, default=ids.uuid7, editable=False)
     job = models.ForeignKey(
-        "container_manager.ContainerJob", on_delete=models.CASCADE, related_name="attempts"
+        "container_manager.ContainerJob",
+        on_delete=models.CASCADE,
+        related_name="attempts",
+        db_index=False,  # the unique constraint below begins with it
     )
     attempt = models.PositiveIntegerField()
     worker_id = models.UUIDField(

@@ -42,7 +42,10 @@ class JobLog(models.Model):
 
     id = models.UUIDField(primary_key=True, default=ids.uuid7, editable=False)
     job = models.ForeignKey(
-        "container_manager.ContainerJob", on_delete=models.CASCADE, related_name="logs"
+        "container_manager.ContainerJob",
+        on_delete=models.CASCADE,
+        related_name="logs",
+        db_index=False,  # the unique constraint below begins with it
     )
     attempt = models.PositiveIntegerField()
     stream = models.CharField(max_length=10, choices=Stream.choices)

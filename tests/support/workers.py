@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from django.db import connection
 
-from container_manager.executors.base import EngineUnavailable, Executor
+from container_manager.executors.base import EngineUnavailable, Execution, Executor
 from container_manager.executors.docker import DockerExecutor
 from container_manager.executors.process import ProcessExecutor
 from container_manager.models import ContainerJob
@@ -218,7 +218,7 @@ def _remove_all(engine: Executor, instance: str) -> None:
     for name in engine.list_names(instance):
         if execution := engine.find(name, instance):
             engine.stop(execution, grace=0)
-            engine.remove(execution)
+        engine.remove(execution or Execution(name, name))  # else the name is only barred
 
 
 @contextmanager
