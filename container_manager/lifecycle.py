@@ -2,11 +2,13 @@
 
 People and programs:   submit  enqueue  stop  retry  prune
 Workers:               claim  progress  signalled  keep_chunks  finish  requests  release
-Dead workers:          orphans  adopt
-Upkeep:                requeue_due  expire_waiting
+                       cleaned_up
+Dead workers:          orphans  adopt  note_unreachable
+Upkeep:                requeue_due  expire_waiting  give_up_unproven
 
-Every verb is one transaction. What a worker writes is fenced by its lease: "somebody else holds it
-now" is an outcome that each verb returns, never an exception. No engine is called from here.
+Every verb that writes is one transaction. What a worker writes is fenced by its lease: "somebody
+else holds it now" is an outcome that each verb returns, never an exception. No engine is called
+from here.
 """
 
 from __future__ import annotations

@@ -80,6 +80,7 @@ _PULL_FAILURES = (
     (("invalid reference format",), Reason.IMAGE_NOT_FOUND),
     (("no space left",), Reason.DISK_FULL),
 )
+_LONGEST_DIGEST = 255
 _CREATE_FAILURES = (
     (("invalid reference format",), Reason.IMAGE_NOT_FOUND),
     (("no command specified",), Reason.COMMAND_NOT_FOUND),
@@ -450,7 +451,8 @@ class DockerExecutor(Executor):
         if image_id not in self._digests:
             reply = self._http.call("GET", _path("images", image_id, "json"))
             known = reply.json().get("RepoDigests") if reply.ok else None
-            self._digests[image_id] = known[0] if known else image_id
+            short = known and len(known[0]) <= _LONGEST_DIGEST
+            self._digests[image_id] = known[0] if known and short else image_id
         return self._digests[image_id]
 
     # started

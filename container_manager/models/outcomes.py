@@ -49,7 +49,7 @@ class Progress:
     started_at: datetime | None = None
     stop_kind: str | None = None
     resolved: dict[str, float] | None = None
-    unreachable: bool = False
+    unreachable: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +130,8 @@ def note_progress(using: str, claimant: Claimant, progress: Sequence[Progress]) 
           started_at = coalesce(g.started_at, a.started_at),
           stop_kind = coalesce(g.stop_kind, a.stop_kind),
           resolved = coalesce(g.resolved, a.resolved),
-          unreachable_since = CASE WHEN g.unreachable THEN coalesce(a.unreachable_since, {now})
-            ELSE NULL END
+          unreachable_since = CASE WHEN g.unreachable IS NULL THEN a.unreachable_since
+            WHEN g.unreachable THEN coalesce(a.unreachable_since, {now}) ELSE NULL END
         FROM {rows} WHERE {FENCE}""",
         [given, _id(connection, claimant.worker_id)],
         returning="a.job_id",

@@ -255,12 +255,12 @@ class WorkerLoop:
         for lease in leases:
             if self._engines[lease.executor].capabilities.in_process:
                 inline.setdefault(lease.executor, []).append(lease)
-                self._runs[lease.job_id] = None
             else:
                 self._start_run(lease)
         for alias, batch in inline.items():
             arguments = (batch, self._engines[alias].executor, self._instance, self._recorder)
             threading.Thread(target=run_inline, args=arguments, daemon=True).start()
+            self._runs |= dict.fromkeys(lease.job_id for lease in batch)
 
     def _start_run(self, lease: Lease) -> None:
         if before := self._runs.get(lease.job_id):
@@ -268,8 +268,8 @@ class WorkerLoop:
         executor = self._engines[lease.executor].executor
         output = self._output_of(lease)
         run = Run(lease, executor, self._instance, self._recorder, output)
+        run.thread.start()  # where there is no thread to be had the job is an orphan of ours
         self._runs[lease.job_id] = run
-        run.thread.start()
 
     def _output_of(self, lease: Lease) -> Output:
         cap = self._settings.LOG_CAP_BYTES

@@ -94,12 +94,22 @@ class Recorder:
             steps = list(self._steps)
         if not steps:
             return
-        held = lifecycle.progress(self._claimant, _merged(step for step, _ in steps))
+        held = self._report(_merged(step for step, _ in steps))
         with self._lock:
             del self._steps[: len(steps)]
         newest = _newest(step for step, _ in steps)
         for step, future in steps:
             future.set_result(step.job_id in held and _identity(step) == newest[step.job_id])
+
+    def _report(self, steps: list[Progress]) -> set[UUID]:
+        """All in one go; if the database refuses one of them, each by itself."""
+        try:
+            return lifecycle.progress(self._claimant, steps)
+        except (DataError, IntegrityError):
+            if len(steps) == 1:
+                logger.exception("Job %s: its step was refused", steps[0].job_id)
+                return set()
+        return {job_id for step in steps for job_id in self._report([step])}
 
     def _write_logs(self, endings: list[tuple[Ending, Output | None]]) -> None:
         now = time.monotonic()

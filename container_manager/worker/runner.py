@@ -134,11 +134,11 @@ class Run:
     def stop(self, kind: StopKind) -> None:
         """Begin to stop it; the request is committed. Returns at once."""
         with self._lock:
-            self.asked = kind
-            self._cancelled.set()
             stopper = threading.Thread(target=self._stop, args=[kind], daemon=True)
+            stopper.start()
             self._stoppers.append(stopper)
-        stopper.start()
+            self.asked = kind
+            self._cancelled.set()  # last: who sees it looks for what was asked
 
     def _stop(self, kind: StopKind) -> None:
         self._started.wait()
@@ -161,7 +161,8 @@ class Run:
 
     def _ask_again(self, kind: StopKind) -> None:
         """The worker's main thread asks for what is still wanted."""
-        self.asked = None
+        with self._lock:
+            self.asked = None
         if kind == StopKind.TIMEOUT:
             self.deadline = time.monotonic() + LONGEST_WAIT
 
@@ -245,6 +246,7 @@ class Run:
             execution_id=execution.execution_id,
             image_digest=execution.image_digest or None,
             resolved=self.lease.applied,
+            unreachable=False,
         )
         reached("R4")
         with self._lock:
@@ -315,7 +317,8 @@ class Run:
         if kind == StopKind.TIMEOUT:
             borne_out = _seconds(outcome) >= (self.lease.timeout_seconds or 0)
         else:
-            borne_out = outcome.signal in (signal.SIGTERM, signal.SIGKILL)
+            ours = outcome.signal in (signal.SIGTERM, signal.SIGKILL)
+            borne_out = ours and not outcome.oom_killed
         return [kind] if borne_out else []
 
     def _evidence(self, execution: Execution) -> Outcome:
@@ -368,7 +371,7 @@ class Run:
     def _reachable_again(self) -> None:
         if self._unreachable:
             self._unreachable = False
-            self._recorder.step(self.lease, self._phase)
+            self._recorder.step(self.lease, self._phase, unreachable=False)
 
     @property
     def _phase(self) -> Phase:
@@ -390,14 +393,19 @@ def run_inline(
     """Run attempts that live inside the worker, one after the other."""
     never = threading.Event()
     for lease in leases:
-        try:
-            spec = spec_of(lease, instance)
-            execution = executor.create_or_adopt(spec, timeout=0, cancelled=never)
-            outcome = executor.collect(executor.start(execution))
-            executor.remove(execution)
-        except LaunchFailed as failure:
-            outcome = Outcome(None, reason=failure.reason, error=str(failure))
-        except Exception as error:
-            logger.exception("Job %s: failed inside the worker", lease.job_id)
-            outcome = Outcome(None, reason=Reason.LAUNCH_ERROR, error=repr(error))
+        outcome = _run_here(lease, executor, instance, never)
         recorder.end(lifecycle.ending(lease, outcome, None, cleaned_up=True))
+
+
+def _run_here(lease: Lease, executor: Executor, instance: str, never: threading.Event) -> Outcome:
+    try:
+        spec = spec_of(lease, instance)
+        execution = executor.create_or_adopt(spec, timeout=0, cancelled=never)
+        outcome = executor.collect(executor.start(execution))
+        executor.remove(execution)
+    except LaunchFailed as failure:
+        return Outcome(None, reason=failure.reason, error=str(failure))
+    except Exception as error:
+        logger.exception("Job %s: failed inside the worker", lease.job_id)
+        return Outcome(None, reason=Reason.LAUNCH_ERROR, error=repr(error))
+    return outcome

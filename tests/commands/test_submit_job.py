@@ -107,7 +107,10 @@ def test_json_shows_the_job_without_the_values_of_its_environment() -> None:
         (["--priority", "9" * 400, *HELLO], "priority:"),
         (["--priority", "high", *HELLO], "--priority: invalid int value"),
         (["--cpus", "nan", *HELLO], "cpu_limit: Must be from"),
-        (["--isolation", "none", *HELLO], "isolation: 'none' is not one of auto, process, container"),
+        (
+            ["--isolation", "none", *HELLO],
+            "isolation: 'none' is not one of auto, process, container",
+        ),
         (["--label", "team", *HELLO], "--label: 'team' is not KEY=VALUE"),
         (["--env", "CM_X=1", *HELLO], "environment: 'CM_X'"),
         (["--retry-policy", "{oops", *HELLO], "--retry-policy: not valid JSON"),

@@ -86,13 +86,7 @@ def test_what_a_killed_worker_ran_is_adopted_and_nothing_of_it_is_lost(workers, 
     wait_until(lambda: adopted(jobs), "all to be adopted")
     if kind == "docker":
         assert len(containers) == number
-        assert (
-            containers
-            == {
-                name: found for name, found in workers.container_ids().items() if name in containers
-            }
-            or containers.items() >= workers.container_ids().items()
-        )
+        assert containers.items() >= workers.container_ids().items()  # none is new
     for each, job in enumerate(jobs):
         job = settled(job)
         assert (job.status, job.exit_code, job.attempt) == ("failed", 10 + each, 1)

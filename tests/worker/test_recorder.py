@@ -95,7 +95,7 @@ def test_an_unreachable_engine_is_told_since_when_and_that_it_is_back(recorder, 
     recorder.step(lease, Phase.CLAIMED, unreachable=True)
     recorder.flush()
     assert JobAttempt.objects.get().unreachable_since == since
-    recorder.step(lease, Phase.STARTED)
+    recorder.step(lease, Phase.STARTED, unreachable=False)
     recorder.flush()
     assert JobAttempt.objects.get().unreachable_since is None
 

@@ -82,3 +82,16 @@ def test_after_its_time_it_is_failed_as_unproven_and_its_worker_is_fenced(job: M
     assert (fresh.phase, fresh.job.status) == ("started", "running")
     late = Progress(lost.job_id, 1, 1, "stopping")
     assert lifecycle.progress(Claimant(holder, "late", ()), [late]) == set()
+
+
+def test_a_stop_that_is_asked_meanwhile_does_not_make_it_reachable(job: Make) -> None:
+    holder = Claimant(ids.uuid7(), "holder", ())
+    held = running(job, worker_id=holder.worker_id)
+    key = {"job_id": held.job_id, "attempt": 1, "epoch": 1}
+    lifecycle.progress(holder, [Progress(**key, phase="started", unreachable=True)])
+    lifecycle.progress(holder, [Progress(**key, phase="stopping", stop_kind="kill")])
+    held.refresh_from_db()
+    assert held.unreachable_since is not None
+    lifecycle.progress(holder, [Progress(**key, phase="stopping", unreachable=False)])
+    held.refresh_from_db()
+    assert held.unreachable_since is None
