@@ -105,7 +105,9 @@ def assert_each_ran_once(workers, wanted):
     [pytest.param(JOBS, None, id="plainly"), pytest.param(JOBS, 0.01, id="with_delays")],
 )
 def test_many_workers_run_each_job_exactly_once(workers, jobs, delay):
-    started = [workers.start("--concurrency", "10", delay=delay) for _ in range(WORKERS)]
+    # Nobody dies here, and on SQLite a beat may have to wait its turn among so many writers.
+    patient = {"LEASE_SECONDS": 30}
+    started = [workers.start("--concurrency", "10", delay=delay, **patient) for _ in range(WORKERS)]
     for worker in started:
         worker.wait_until_started()
     wanted = make_jobs(jobs)
