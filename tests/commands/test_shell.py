@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -151,3 +153,12 @@ def test_the_exit_code_is_there_for_django_code_too() -> None:
     with pytest.raises(CommandError) as caught:
         call_command("submit_job", "--hold", "--wait", "--image", "x", "--", "a")
     assert caught.value.returncode == 2
+
+
+def test_migrate_repairs_a_guard_that_differs_and_no_check_stands_in_its_way(shell: Shell) -> None:
+    with contextlib.closing(sqlite3.connect(shell.database)) as connection:
+        connection.execute("DROP TRIGGER cm_guard_update_container_jobs")
+        connection.commit()
+    assert shell("check", "--database", "default").code == 1
+    assert shell("migrate").code == 0
+    assert shell("check", "--database", "default").code == 0
