@@ -92,6 +92,9 @@ class Settings:
     UPKEEP_SECONDS: float = _key(
         1.0, "How often retries that are due and waits that are too long are looked for.", _positive
     )
+    IDEMPOTENCY_SECONDS: float = _key(
+        24 * 3600.0, "How long the answer to an Idempotency-Key is kept.", _positive
+    )
     DRAIN_SECONDS: float = _key(
         30.0, "How long a stopping worker waits for what it must still write.", _positive
     )

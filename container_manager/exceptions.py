@@ -57,6 +57,20 @@ class StaleState(MoveRefused, ConcurrentTransition):
     code = "stale_state"
 
 
+class NotChangeable(ContainerManagerError, ValueError):
+    """These fields cannot be changed in this state any more."""
+
+    code = "not_changeable"
+
+    @classmethod
+    def of(cls, entity: Any, fields: Iterable[str], allowed: Iterable[str]) -> NotChangeable:
+        message = (
+            f"Not changeable while {entity.status}: {', '.join(fields)}."
+            f" Changeable: {', '.join(sorted(allowed))}"
+        )
+        return cls(message, entity=entity, fields=list(fields), allowed=sorted(allowed))
+
+
 class NothingHeld(ContainerManagerError):
     """This worker does not hold the attempt any more."""
 

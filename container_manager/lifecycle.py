@@ -1,6 +1,6 @@
 """THE SPINE: who changes a job? Only the verbs of this module (and the model's own methods).
 
-People and programs:   submit  enqueue  stop  retry  prune
+People and programs:   submit  amend  enqueue  stop  retry  move  prune  steer_queue
 Workers:               claim  progress  signalled  keep_chunks  finish  requests  release
                        cleaned_up
 Dead workers:          orphans  adopt  note_unreachable
@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import wraps
@@ -29,12 +29,13 @@ from django.db.models.functions import Cast, Coalesce, Greatest, Now
 
 from container_manager import retries
 from container_manager.conf import settings
-from container_manager.exceptions import InvalidTransition
+from container_manager.exceptions import InvalidTransition, NotChangeable, StaleState
 from container_manager.executors.base import Outcome
 from container_manager.faults import reached
 from container_manager.models import (
     ContainerJob,
     JobAttempt,
+    Queue,
     StateHistory,
     Worker,
     acting_as,
@@ -65,6 +66,8 @@ from container_manager.states import Blame, JobStatus, Phase, Reason, StopKind
 __all__ = [
     "Stopped",
     "adopt",
+    "amend",
+    "changeable",
     "claim",
     "cleaned_up",
     "enqueue",
@@ -72,6 +75,7 @@ __all__ = [
     "finish",
     "give_up_unproven",
     "keep_chunks",
+    "move",
     "note_unreachable",
     "orphans",
     "progress",
@@ -82,6 +86,7 @@ __all__ = [
     "requeue_due",
     "retry",
     "signalled",
+    "steer_queue",
     "stop",
     "submit",
     "verdict",
@@ -154,18 +159,86 @@ def _insert(job: ContainerJob, queue_now: bool) -> ContainerJob:
     return job
 
 
+BEFORE_A_START = (JobStatus.PENDING, JobStatus.QUEUED, JobStatus.RETRYING, JobStatus.FAILED)
+"""The states in which a next attempt may still read what the job asks for."""
+
+ALWAYS_CHANGEABLE = {"name", "labels"}
+
+
+def changeable(status: str) -> set[str]:
+    """What a person may change of a job in that state."""
+    return SUBMITTABLE - {"created_by"} if status in BEFORE_A_START else ALWAYS_CHANGEABLE
+
+
+@verb
+def amend(job_id: UUID, changes: Mapping[str, Any], *, revision: str | None = None) -> ContainerJob:
+    """Change what is wanted of a job that has not got that far; with `revision` only that one.
+
+    Raises DoesNotExist, StaleState, NotChangeable, ValidationError by field.
+    """
+    job: ContainerJob = ContainerJob.objects.select_for_update().get(pk=job_id)
+    if revision not in (None, job.revision):
+        raise StaleState(f"Job {job.pk} is at revision {job.revision}", entity=job, old=job.status)
+    refused = sorted(set(changes) - changeable(job.status))
+    if refused:
+        raise NotChangeable.of(job, refused, changeable(job.status))
+    for name, value in changes.items():
+        setattr(job, name, value)
+    job.clean_fields(exclude={field.name for field in job._meta.fields} - set(changes))
+    job.clean()
+    job.save(update_fields=list(changes))
+    if job.status == JobStatus.QUEUED:
+        wake_workers(USING)
+    return job
+
+
 @verb
 def enqueue(
     job_ids: Collection[UUID], *, actor: str = "system", scheduled_for: datetime | None = None
 ) -> int:
-    """Put pending jobs into the queue, all or none. Raises InvalidTransition."""
-    change = {"scheduled_for": scheduled_for} if scheduled_for else {}
+    """Put pending jobs into the queue, all or none; one that waits out its backoff, at once.
+
+    Raises InvalidTransition.
+    """
+    jobs = ContainerJob.objects.filter(pk__in=job_ids).order_by("pk").select_for_update()
+    by_status: dict[str, list[UUID]] = {JobStatus.PENDING: [], JobStatus.RETRYING: []}
+    for job in jobs:
+        if job.status not in by_status:
+            raise job._invalid(job.status, JobStatus.QUEUED)
+        by_status[job.status].append(job.pk)
+    given = {"scheduled_for": scheduled_for} if scheduled_for else {}
     with acting_as(actor):
-        jobs = ContainerJob.objects.filter(pk__in=job_ids, status=JobStatus.PENDING)
-        others = ContainerJob.objects.filter(pk__in=job_ids).exclude(status=JobStatus.PENDING)
-        if (other := others.first()) is not None:
-            raise other._invalid(other.status, JobStatus.QUEUED)
-        return jobs.update(status=JobStatus.QUEUED, **change)
+        return _queue(by_status[JobStatus.PENDING], **given) + _queue(
+            by_status[JobStatus.RETRYING], scheduled_for=scheduled_for
+        )
+
+
+def _queue(pks: list[UUID], **change: Any) -> int:
+    return ContainerJob.objects.filter(pk__in=pks).update(status=JobStatus.QUEUED, **change)
+
+
+@verb
+def move(job_id: UUID, status: JobStatus, *, actor: str = "system") -> ContainerJob:
+    """Move by hand a job that no worker holds, as an import or a repair does.
+
+    Raises DoesNotExist, InvalidTransition, HeldByWorker.
+    """
+    job: ContainerJob = ContainerJob.objects.select_for_update().get(pk=job_id)
+    with acting_as(actor):
+        job.transition_to(status)
+    return job
+
+
+@verb
+def steer_queue(name: str, **decided: Any) -> Queue:
+    """Pause, resume or limit a queue: `paused`, `max_running`. Raises ValidationError by field."""
+    queue = Queue.objects.select_for_update().filter(name=name).first() or Queue(name=name)
+    for field, value in decided.items():
+        setattr(queue, field, value)
+    queue.full_clean()
+    queue.save()
+    wake_workers(USING)
+    return queue
 
 
 class Stopped(StrEnum):

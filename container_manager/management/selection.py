@@ -162,7 +162,7 @@ def select(
     if options.get("queue"):
         jobs = jobs.filter(queue__in=_words(options["queue"]))
     for key, value in pairs(options.get("label"), "--label").items():
-        jobs = jobs.filter(HasLabel(key, value))
+        jobs = jobs.with_label(key, value)
     jobs = _of_age(jobs, options, age_of)
     selection = Selection(jobs, limit=_limit(options.get("limit")))
     return replace(selection, ids=tuple(find_ids(ids))) if ids else selection
@@ -233,31 +233,6 @@ def pairs(given: Any, option: str) -> dict[str, str]:
         plain_text(item)
         found[key] = value
     return found
-
-
-class HasLabel(models.Func):
-    """True for jobs with exactly this label; a key is a key, also when it looks like a number."""
-
-    output_field = models.BooleanField()
-    conditional = True
-
-    def __init__(self, key: str, value: str) -> None:
-        self.key, self.value = key, value
-        super().__init__(models.F("labels"))
-
-    def as_postgresql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        labels, parameters = compiler.compile(self.source_expressions[0])
-        sql = f"{labels} @> jsonb_build_object(%s::text, %s::text)"
-        return sql, (*parameters, self.key, self.value)
-
-    def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        labels, parameters = compiler.compile(self.source_expressions[0])
-        each = f"json_each({labels}) AS l WHERE l.key = %s AND l.value = %s"
-        return f"EXISTS (SELECT 1 FROM {each})", (  # noqa: S608
-            *parameters,
-            self.key,
-            self.value,
-        )
 
 
 # Names of single jobs -----------------------------------------------------------------------------

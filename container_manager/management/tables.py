@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
@@ -54,6 +55,22 @@ def visible(text: Any) -> str:
 def visible_lines(text: str) -> str:
     """The same for text of many lines."""
     return text.replace("\r\n", "\n").translate(_STEERING)
+
+
+class Decoder:
+    """Bytes to text that a terminal only shows: a character may be split between two chunks."""
+
+    def __init__(self) -> None:
+        self._streams: dict[str, codecs.IncrementalDecoder] = {}
+
+    def text(self, stream: str, data: bytes, *, final: bool = False) -> str:
+        make = codecs.getincrementaldecoder("utf-8")
+        decoder = self._streams.setdefault(stream, make("replace"))
+        return visible_lines(decoder.decode(data, final))
+
+    def rest(self) -> str:
+        """What an unfinished character leaves at the end."""
+        return "".join(self.text(stream, b"", final=True) for stream in self._streams)
 
 
 def short_id(job_id: UUID) -> str:

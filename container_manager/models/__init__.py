@@ -7,6 +7,7 @@ Rule of this package: a model changes its own row; what concerns several tables 
 from container_manager.models.attempt import JobAttempt
 from container_manager.models.base import acting_as
 from container_manager.models.history import StateHistory
+from container_manager.models.idempotency import IdempotencyKey
 from container_manager.models.job import ContainerJob
 from container_manager.models.logs import JobLog
 from container_manager.models.queue import Queue
@@ -14,6 +15,7 @@ from container_manager.models.worker import Installation, Worker
 
 __all__ = [
     "ContainerJob",
+    "IdempotencyKey",
     "Installation",
     "JobAttempt",
     "JobLog",

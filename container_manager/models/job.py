@@ -14,7 +14,7 @@ from django.utils import timezone
 from django_fsm import FSMField
 
 from container_manager import db_guard, states
-from container_manager.models import validators
+from container_manager.models import access, validators
 from container_manager.models.attempt import JobAttempt
 from container_manager.models.base import (
     PLUS_ONE,
@@ -23,7 +23,8 @@ from container_manager.models.base import (
     moves,
     restored_on_error,
 )
-from container_manager.models.job_stats import job_stats
+from container_manager.models.expressions import HasLabel, MillisecondsBetween
+from container_manager.models.job_stats import stats_of_rows
 from container_manager.models.validators import InRange
 from container_manager.states import JOB, Isolation, JobStatus, PullPolicy, Reason
 
@@ -39,24 +40,6 @@ def wake_workers(using: str) -> None:
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_notify(%s, '')", [WAKE_CHANNEL])
-
-
-class MillisecondsBetween(models.Func):
-    """Whole milliseconds from the first moment to the second, never below 0."""
-
-    output_field = models.BigIntegerField()
-
-    def as_postgresql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        start, end = (compiler.compile(item) for item in self.get_source_expressions())
-        took = f"ROUND(EXTRACT(EPOCH FROM ({end[0]} - {start[0]})) * 1000)::bigint"
-        # Not GREATEST(0, …): that would make 0 of a job that never started.
-        sql = f"CASE WHEN {end[0]} < {start[0]} THEN 0 ELSE {took} END"
-        return sql, (*end[1], *start[1]) * 2
-
-    def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
-        start, end = (compiler.compile(item) for item in self.get_source_expressions())
-        days = f"(julianday({end[0]}) - julianday({start[0]}))"
-        return f"MAX(0, CAST(ROUND({days} * 86400000.0) AS INTEGER))", (*end[1], *start[1])
 
 
 class ContainerJobQuerySet(GuardedQuerySet):
@@ -84,9 +67,17 @@ class ContainerJobQuerySet(GuardedQuerySet):
     def owned_by(self, user: Any) -> ContainerJobQuerySet:
         return self.filter(created_by=user)
 
+    def visible_to(self, user: Any) -> ContainerJobQuerySet:
+        """What this person may see: operators all, others their own."""
+        return self.all() if access.sees_all(user) else self.owned_by(user)
+
+    def with_label(self, key: str, value: str) -> ContainerJobQuerySet:
+        """With exactly this label."""
+        return self.filter(HasLabel(key, value))
+
     def stats(self) -> dict[str, Any]:
         """Counts and durations of these jobs; the keys are those of the API."""
-        return job_stats(self)
+        return stats_of_rows(self)
 
 
 class ContainerJob(GuardedModel):
@@ -108,6 +99,7 @@ class ContainerJob(GuardedModel):
         blank=True,
         on_delete=models.SET_NULL,
         related_name="container_jobs",
+        db_index=False,  # jobs_by_owner begins with it
     )
     labels = models.JSONField(default=dict, blank=True, validators=[validators.labels])
     managed_by = models.CharField(
@@ -271,8 +263,10 @@ class ContainerJob(GuardedModel):
             ),
             models.Index(fields=["-created_at", "-id"], name="jobs_newest"),
             models.Index(fields=["status", "-created_at"], name="jobs_by_status"),
+            models.Index(fields=["created_by", "-created_at", "-id"], name="jobs_by_owner"),
             models.Index(fields=["completed_at"], name="jobs_completed_at"),
         ]
+        permissions = [("operate_containerjob", "Can see and operate all jobs")]
 
     def __str__(self) -> str:
         return self.name or str(self.pk)
@@ -412,6 +406,11 @@ class ContainerJob(GuardedModel):
     def is_settled(self) -> bool:
         """Nothing more happens to it by itself."""
         return self.status in states.SETTLED
+
+    @property
+    def revision(self) -> str:
+        """Changes whenever the row does; the API's ETag."""
+        return f"{self.version}-{round(self.updated_at.timestamp() * 1_000_000)}"
 
     @property
     def duration(self) -> timedelta | None:

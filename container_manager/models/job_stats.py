@@ -12,7 +12,7 @@ from container_manager.conf import executors
 from container_manager.states import Isolation, JobStatus
 
 
-def job_stats(jobs: models.QuerySet[Any]) -> dict[str, Any]:
+def stats_of_rows(jobs: models.QuerySet[Any]) -> dict[str, Any]:
     """The statistics of `jobs`; durations in milliseconds, of completed jobs only."""
     jobs = jobs.order_by()
     by_status = _counts(jobs, "status", JobStatus.values)

@@ -6,7 +6,7 @@ from django.db import models
 from django.utils import timezone
 
 from container_manager import ids
-from container_manager.models.validators import queue_name
+from container_manager.models.validators import InRange, queue_name
 
 
 class Queue(models.Model):
@@ -18,6 +18,7 @@ class Queue(models.Model):
     max_running = models.PositiveIntegerField(
         null=True,
         blank=True,
+        validators=[InRange(1, 1_000_000)],
         help_text="Jobs of this queue that run at once over all workers; empty: no limit.",
     )
     created_at = models.DateTimeField(default=timezone.now, editable=False)

@@ -9,9 +9,9 @@ import pytest
 from django.core.management import call_command
 from django.utils import timezone
 
-from container_manager.management import log_reader
 from container_manager.management.commands import job_logs
 from container_manager.models import ContainerJob, JobAttempt, JobLog
+from container_manager.reports import log_reader
 from tests.commands.shell import Script, run
 from tests.commands.test_list_jobs import Terminal
 

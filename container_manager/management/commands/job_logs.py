@@ -8,9 +8,10 @@ from typing import Any
 from django.core.management.base import CommandParser
 
 from container_manager.management.base import JobCommand, failed, wrong_usage
-from container_manager.management.log_reader import Decoder, LogReader
 from container_manager.management.selection import find_job
+from container_manager.management.tables import Decoder
 from container_manager.models import ContainerJob, JobAttempt
+from container_manager.reports.log_reader import LogReader
 from container_manager.states import Stream
 
 LOOK_SECONDS = 0.3

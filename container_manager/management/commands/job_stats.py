@@ -10,7 +10,7 @@ from rich.text import Text
 
 from container_manager.management import tables
 from container_manager.management.base import JobCommand
-from container_manager.models import ContainerJob
+from container_manager.models.job_counts import job_stats
 
 
 class Command(JobCommand):
@@ -23,7 +23,7 @@ class Command(JobCommand):
         )
 
     def handle(self, **options: Any) -> None:
-        stats = ContainerJob.objects.stats()
+        stats = job_stats()
         if options["json"]:
             self.say(tables.dumps(stats))
         elif self.out.isatty():

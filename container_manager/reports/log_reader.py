@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
 import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
-from container_manager.management.tables import visible_lines
 from container_manager.models import JobLog
 
 AT_ONCE = 16
@@ -81,19 +79,3 @@ def _last_lines(data: bytes, count: int) -> bytes:
         if position < 0:
             return data
     return data[position + 1 :] if count else b""
-
-
-class Decoder:
-    """Bytes to text that a terminal only shows: a character may be split between two chunks."""
-
-    def __init__(self) -> None:
-        self._streams: dict[str, codecs.IncrementalDecoder] = {}
-
-    def text(self, stream: str, data: bytes, *, final: bool = False) -> str:
-        make = codecs.getincrementaldecoder("utf-8")
-        decoder = self._streams.setdefault(stream, make("replace"))
-        return visible_lines(decoder.decode(data, final))
-
-    def rest(self) -> str:
-        """What an unfinished character leaves at the end."""
-        return "".join(self.text(stream, b"", final=True) for stream in self._streams)

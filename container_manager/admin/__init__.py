@@ -1,0 +1,1 @@
+"""The Django admin: thin doors. Each parses, calls one verb of `lifecycle`, and renders."""

@@ -1,0 +1,50 @@
+"""Expressions that Django does not have, for both databases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import models
+
+
+class MillisecondsBetween(models.Func):
+    """Whole milliseconds from the first moment to the second, never below 0."""
+
+    output_field = models.BigIntegerField()
+
+    def as_postgresql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        start, end = (compiler.compile(item) for item in self.get_source_expressions())
+        took = f"ROUND(EXTRACT(EPOCH FROM ({end[0]} - {start[0]})) * 1000)::bigint"
+        # Not GREATEST(0, …): that would make 0 of a job that never started.
+        sql = f"CASE WHEN {end[0]} < {start[0]} THEN 0 ELSE {took} END"
+        return sql, (*end[1], *start[1]) * 2
+
+    def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        start, end = (compiler.compile(item) for item in self.get_source_expressions())
+        days = f"(julianday({end[0]}) - julianday({start[0]}))"
+        return f"MAX(0, CAST(ROUND({days} * 86400000.0) AS INTEGER))", (*end[1], *start[1])
+
+
+class HasLabel(models.Func):
+    """True for jobs with exactly this label; a key is a key, also when it looks like a number."""
+
+    output_field = models.BooleanField()
+    conditional = True
+
+    def __init__(self, key: str, value: str) -> None:
+        self.key, self.value = key, value
+        super().__init__(models.F("labels"))
+
+    def as_postgresql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        labels, parameters = compiler.compile(self.source_expressions[0])
+        sql = f"{labels} @> jsonb_build_object(%s::text, %s::text)"
+        return sql, (*parameters, self.key, self.value)
+
+    def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        labels, parameters = compiler.compile(self.source_expressions[0])
+        each = f"json_each({labels}) AS l WHERE l.key = %s AND l.value = %s"
+        return f"EXISTS (SELECT 1 FROM {each})", (  # noqa: S608
+            *parameters,
+            self.key,
+            self.value,
+        )
