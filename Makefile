@@ -18,11 +18,15 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 
 PYTEST ?=
 PROCESSES ?= 2
+PORT ?=
+CASES ?= 2000
+SEED ?= 1
+ON ?=
 WORKLOAD ?= drain
 ROUNDS ?= 5
 JOBS ?= 20000
 
-.PHONY: help install demo run migrate test test-sqlite test-postgres lint format docs bench clean
+.PHONY: help install demo run migrate test test-sqlite test-postgres fuzz lint format docs screenshots bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,8 +47,8 @@ $(INSTALLED): requirements.txt
 demo: migrate ## real jobs that succeed, fail, retry, are killed, cancelled and time out
 	@$(PY) manage.py demo
 
-run: migrate ## what there is to run, in one process group
-	@$(PY) manage.py standalone
+run: $(INSTALLED) ## admin, REST API and a worker, in one process group (PORT=8000)
+	@$(PY) manage.py standalone $(if $(PORT),--port $(PORT))
 
 migrate: $(INSTALLED) ## bring the database up to date
 	@$(PY) manage.py migrate --verbosity 0
@@ -54,14 +58,17 @@ migrate: $(INSTALLED) ## bring the database up to date
 test: test-sqlite test-postgres ## every test, on SQLite and on a PostgreSQL of its own
 
 # What starts processes or containers of its own runs alone, after the rest: it measures time.
-TOGETHER := $(PY) -m pytest -p tests.support.left_out -n $(PROCESSES) -m "not processes and not docker"
-ALONE := $(PY) -m pytest -p tests.support.left_out -m "processes or docker"
+TOGETHER := $(PY) -m pytest -p tests.support.left_out -n $(PROCESSES) -m "not processes and not docker and not browser"
+ALONE := $(PY) -m pytest -p tests.support.left_out -m "(processes or docker) and not browser"
+# A browser's driver keeps an event loop, which other tests need not meet.
+IN_BROWSER := $(PY) -m pytest -p tests.support.left_out -m browser
 NONE_IS_FINE := || [ $$? = 5 ]
 
 test-sqlite: $(INSTALLED) ## the tests on SQLite
 	@echo "== SQLite"
 	$(TOGETHER) $(PYTEST) $(NONE_IS_FINE)
 	$(ALONE) $(PYTEST) $(NONE_IS_FINE)
+	$(IN_BROWSER) $(PYTEST) $(NONE_IS_FINE)
 
 # Executors never see the database: once is enough for them.
 ON_POSTGRES := --ignore=tests/executors
@@ -70,10 +77,14 @@ test-postgres: $(INSTALLED) ## the tests on a PostgreSQL that is started for the
 	@echo "== PostgreSQL"
 	$(PY) -m tests.services postgres -- $(TOGETHER) $(ON_POSTGRES) $(PYTEST) $(NONE_IS_FINE)
 	$(PY) -m tests.services postgres -- $(ALONE) $(ON_POSTGRES) $(PYTEST) $(NONE_IS_FINE)
+	$(PY) -m tests.services postgres -- $(IN_BROWSER) $(ON_POSTGRES) $(PYTEST) $(NONE_IS_FINE)
 
 # A process that a browser could reach: what docs/deployment.md shows.
 PRODUCTION := env -u DATABASE_URL DEBUG=off ALLOWED_HOSTS=jobs.example.org \
 	SECRET_KEY=only-for-this-check-0123456789-abcdefghijklmnopqrstuvwxyz-ABCDEFGH
+
+fuzz: $(INSTALLED) ## schemathesis against a running server (CASES=2000 SEED=1 ON=postgres)
+	$(if $(ON),$(PY) -m tests.services $(ON) --) $(PY) -m tests.fuzz --cases $(CASES) --seed $(SEED)
 
 lint: $(INSTALLED) ## style, types, layers, migrations, deployment settings
 	$(VENV)/bin/ruff check .
@@ -90,11 +101,14 @@ format: $(INSTALLED) ## let ruff put right what it can
 docs: $(INSTALLED) ## write the generated parts of docs/ again
 	$(PY) -m tests.test_docs --write
 
+screenshots: $(INSTALLED) ## take the pictures of docs/admin.md again
+	SCREENSHOTS=docs/images $(IN_BROWSER) tests/browser/test_screenshots.py
+
 # Measuring ----------------------------------------------------------------------------------------
 
 bench: $(INSTALLED) ## WORKLOAD=drain: ours beside a peer, in rounds of one run
 	@$(PY) -m benchmarks $(WORKLOAD) --rounds $(ROUNDS) --jobs $(JOBS)
 
 clean: ## remove what the targets made, but the database
-	rm -rf $(VENV) .venv-bench-* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-bench-* var staticfiles .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

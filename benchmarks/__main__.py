@@ -1,4 +1,4 @@
-"""python -m benchmarks drain [--rounds 5] [--jobs 20000] [--json FILE] [--docs]"""
+"""python -m benchmarks drain|list|stats [--rounds 5] [--jobs 20000] [--json FILE] [--docs]"""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import drain, report
+from benchmarks import drain, listing, report, stats
 
 ROOT = Path(__file__).resolve().parent.parent
-WORKLOADS = {"drain": drain.run}
+WORKLOADS = {
+    "drain": (drain.run, report.markdown),
+    "list": (listing.run, listing.markdown),
+    "stats": (stats.run, stats.markdown),
+}
+"""How each is run, and how its table is made."""
 
 
 def main() -> int:
@@ -23,9 +28,10 @@ def main() -> int:
         "--docs", action="store_true", help="put the table into docs/performance.md"
     )
     given = parser.parse_args()
-    results = WORKLOADS[given.workload](given.rounds, given.jobs, given.concurrency)
+    run, markdown = WORKLOADS[given.workload]
+    results = run(given.rounds, given.jobs, given.concurrency)
     report.write_json(results, given.json or ROOT / f"benchmarks/results/{given.workload}.json")
-    table = report.markdown(results)
+    table = markdown(results)
     print(table)
     if given.docs:
         report.write_docs(ROOT / "docs/performance.md", given.workload, table)

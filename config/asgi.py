@@ -8,4 +8,6 @@ from django.core.asgi import get_asgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
-application = get_asgi_application()
+from config.bodies import SmallBodies
+
+application = SmallBodies(get_asgi_application())

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import environ
+from csp.constants import NONE, SELF, UNSAFE_EVAL, UNSAFE_INLINE
 from django.core.exceptions import ImproperlyConfigured
+from django.templatetags.static import static
+from django.urls import reverse_lazy
 
 from container_manager import __version__
 
@@ -41,7 +45,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
-    "django_filters",
+    "csp",
     "django_htmx",
     "drf_spectacular",
     "drf_spectacular_sidecar",
@@ -51,7 +55,8 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "config.middleware.StaticFiles",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -59,6 +64,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "config.middleware.DatabaseAway",
 ]
 
 ROOT_URLCONF = "config.urls"
@@ -81,6 +87,8 @@ POOL_OPTIONS = {
     "max_size": env.int("DATABASE_POOL_MAX", default=25),
     "max_idle": env.float("DATABASE_POOL_MAX_IDLE", default=5 * 60),
     "max_lifetime": env.float("DATABASE_POOL_MAX_LIFETIME", default=30 * 60),
+    # A request that cannot have a connection is told so before its client gives up.
+    "timeout": env.float("DATABASE_POOL_TIMEOUT", default=5),
 }
 
 
@@ -112,6 +120,14 @@ SECURE_SSL_REDIRECT = env.bool("SECURE_SSL_REDIRECT", default=SECURE)
 SECURE_HSTS_SECONDS = env.int("SECURE_HSTS_SECONDS", default=31_536_000 if SECURE else 0)
 SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = SECURE
 SECURE_REFERRER_POLICY = "same-origin"
+SECURE_REDIRECT_EXEMPT = [r"^health/?$"]  # a probe comes from beside, not through the proxy
+X_FRAME_OPTIONS = "DENY"
+DATA_UPLOAD_MAX_MEMORY_SIZE = env.int("DATA_UPLOAD_MAX_MEMORY_SIZE", default=2 * 1024 * 1024)
+# The header by which a proxy in front says that it was reached by HTTPS: only where there is one.
+if header := env.str("SECURE_PROXY_SSL_HEADER", default=""):
+    SECURE_PROXY_SSL_HEADER = (f"HTTP_{header.upper().replace('-', '_')}", "https")
+SESSION_COOKIE_AGE = env.int("SESSION_COOKIE_AGE", default=12 * 3600)
+LOGIN_URL, LOGIN_REDIRECT_URL = "admin:login", "admin:index"
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in (
@@ -121,6 +137,25 @@ AUTH_PASSWORD_VALIDATORS = [
         "NumericPasswordValidator",
     )
 ]
+
+# What a page may load and run: only what this site serves, and no script written into a page.
+# unfold's pages are built with Alpine, which makes functions of attributes (`unsafe-eval`) and sets
+# styles of single elements; Django's own admin needs neither (ADMIN_UNFOLD=off).
+
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [NONE],
+        "script-src": [SELF, UNSAFE_EVAL] if LOOK else [SELF],
+        "style-src": [SELF],
+        "style-src-attr": [UNSAFE_INLINE] if LOOK else [NONE],
+        "img-src": [SELF, "data:"],
+        "font-src": [SELF],
+        "connect-src": [SELF],
+        "form-action": [SELF],
+        "frame-ancestors": [NONE],
+        "base-uri": [NONE],
+    }
+}
 
 TEMPLATES = [
     {
@@ -139,34 +174,117 @@ TEMPLATES = [
 LANGUAGE_CODE = "en-us"
 TIME_ZONE = "UTC"
 USE_TZ = True
-STATIC_URL = "static/"
-STATIC_ROOT = BASE_DIR / "staticfiles"
 
+# Static files: under DEBUG straight from the apps, else what `manage.py collectstatic` gathered.
+
+STATIC_URL = "static/"
+STATIC_ROOT = Path(env.str("STATIC_ROOT", default=str(BASE_DIR / "staticfiles")))
+WHITENOISE_USE_FINDERS = WHITENOISE_AUTOREFRESH = DEBUG
+WHITENOISE_ALLOW_ALL_ORIGINS = False
+FOUND, COLLECTED = (
+    "django.contrib.staticfiles.storage.StaticFilesStorage",
+    "whitenoise.storage.CompressedManifestStaticFilesStorage",
+)
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": FOUND if DEBUG else COLLECTED},
+}
+
+# The admin in unfold's look
+
+
+def _pages(title: str, permission: str, *items: tuple[str, str, str]) -> dict[str, Any]:
+    """A group of the sidebar: title, icon and address of each page."""
+    return {
+        "title": title,
+        "separator": True,
+        "items": [
+            {
+                "title": name,
+                "icon": icon,
+                "link": reverse_lazy(f"admin:{page}"),
+                "permission": permission,
+            }
+            for name, icon, page in items
+        ],
+    }
+
+
+UNFOLD = {
+    "SITE_TITLE": "Container Manager",
+    "SITE_HEADER": "Container Manager",
+    "SITE_ICON": lambda _request: static("container_manager/favicon.svg"),
+    "SITE_FAVICONS": [
+        {
+            "rel": "icon",
+            "type": "image/svg+xml",
+            "href": lambda _request: static("container_manager/favicon.svg"),
+        }
+    ],
+    "COLORS": lambda _request: {},  # in unfold.css: no style is written into a page
+    "STYLES": [lambda _request: static("container_manager/unfold.css")],
+    "SCRIPTS": [lambda _request: static("container_manager/unfold.js")],
+    "SIDEBAR": {
+        "navigation": [
+            _pages(
+                "Jobs",
+                "container_manager.admin.base.may_see",
+                ("Dashboard", "dashboard", "index"),
+                ("Jobs", "view_list", "container_manager_containerjob_changelist"),
+                ("Queues", "low_priority", "container_manager_queue_changelist"),
+                ("Workers", "memory", "container_manager_worker_changelist"),
+            ),
+            _pages(
+                "People",
+                "container_manager.admin.base.may_see_people",
+                ("Users", "person", "auth_user_changelist"),
+                ("Groups", "group", "auth_group_changelist"),
+            ),
+        ]
+    },
+}
+
+LOG_LEVEL = env.str("LOG_LEVEL", default="INFO")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "{asctime} {levelname} {message}", "style": "{"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "loggers": {
-        "container_manager": {
-            "handlers": ["console"],
-            "level": env.str("LOG_LEVEL", default="INFO"),
-            "propagate": False,
-        }
+        "container_manager": {"handlers": ["console"], "level": LOG_LEVEL, "propagate": False},
+        "django": {"handlers": ["console"], "level": "WARNING"},
+        # A client's mistake is in its answer; here stands what went wrong on our side.
+        "django.request": {"level": "ERROR"},
+        "django.security.DisallowedHost": {"level": "CRITICAL"},
     },
 }
 
-# The REST API: its views name their own authentication, permissions and parsers.
+# The REST API: its views name their own authentication, permissions, parsers and schema.
 
-REST_FRAMEWORK = {"DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema"}
 SPECTACULAR_SETTINGS = {
     "TITLE": "Container Manager",
+    "DESCRIPTION": "Runs container jobs. Every refusal is a problem document (RFC 9457).",
     "VERSION": __version__,
     "OAS_VERSION": "3.1.1",
+    "SCHEMA_PATH_PREFIX": "/api/v1",
+    "POSTPROCESSING_HOOKS": ["container_manager.api.operations.finish_document"],
     "SERVE_INCLUDE_SCHEMA": False,
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "SWAGGER_UI_SETTINGS": {"deepLinking": True, "persistAuthorization": True},
 }
+
+# Tokens of the API: only their hash is kept, and they end by themselves.
+
+REST_KNOX = {
+    "TOKEN_TTL": timedelta(hours=env.float("TOKEN_HOURS", default=12)),
+    "SECURE_HASH_ALGORITHM": "hashlib.sha512",
+    "AUTH_HEADER_PREFIX": "Token",
+}
+
+# Redis is a hint, never on the path of correctness; empty: there is none.
+
+REDIS_URL = env.str("REDIS_URL", default="")
 
 # The app: each of its keys can come from the environment as CONTAINER_MANAGER_<KEY>.
 

@@ -1,8 +1,9 @@
-"""Do the records agree? History against row, row against attempts, attempts against logs.
+"""Do the records agree? History against row, row against attempts, attempts against logs; and the
+counters against the rows.
 
 Every question is one statement that the database answers over all jobs at once, and one statement
 sees one moment: what workers write meanwhile cannot look like a contradiction. Nothing is changed.
-The names I1 to I7 are those of the invariants in docs/architecture.md.
+The names I1, I3 … are those of the invariants in docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -71,10 +72,11 @@ class Records:
 
 
 def findings(using: str = "default", job_ids: Sequence[UUID] | None = None) -> Iterator[Finding]:
-    """Every contradiction among the records of these jobs (all: the guard itself as well)."""
+    """Every contradiction among the records of these jobs (all: guard and counters as well)."""
     records = Records(using, job_ids)
     if job_ids is None:
         yield from _guard(using)
+        yield from _counters(using)
     for ask in _questions:
         yield from ask(records)
 
@@ -82,6 +84,11 @@ def findings(using: str = "default", job_ids: Sequence[UUID] | None = None) -> I
 def _guard(using: str) -> Iterator[Finding]:
     for line in db_guard.differences(connections[using], guarded_tables()):
         yield Finding("guard", "I4", line)
+
+
+def _counters(using: str) -> Iterator[Finding]:
+    for line in db_guard.miscounts(connections[using], guarded_tables()):
+        yield Finding("counter", "I17", line)
 
 
 # History against row (I1, I3, I4) -----------------------------------------------------------------

@@ -10,14 +10,16 @@ Four walls, for every guarded table and whatever client writes:
 4. an INSERT begins at version 1 with an id not in use; a row whose work is under way is not
    deleted.
 
+And beside the walls, for tables that are counted: every write keeps the counters of its rows.
+
 Out of reach: an owner who disables triggers, `session_replication_role`, PRAGMAs.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from django.db import models, transaction
@@ -25,7 +27,20 @@ from django.db import models, transaction
 from container_manager.states import StateMachine
 
 HISTORY_TABLE = "state_history"
+COUNTS_TABLE = "job_counts"
+DURATIONS_TABLE = "job_durations"
+CHANGES_TABLE = "job_changes"
 PREFIX = "cm_"
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How the rows of a table are counted; dimensions are columns of the same name."""
+
+    owner: str
+    duration: str
+    timed_state: str
+    """Of rows in this state the durations are counted, too."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,7 @@ class GuardedTable:
     machine: StateMachine
     state_column: str
     attempt_column: str | None = None
+    counted: Counted | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,7 @@ class Piece:
     function_body: str = ""
     """Set for functions: the text between the dollar quotes, as the database keeps it."""
     settings: str = ""
-    """Set for functions: the parameters they run with, as the database keeps them."""
+    """Set for functions: the parameters and rights they run with, as the database keeps them."""
 
 
 # Constraints ---------------------------------------------------------------------------------
@@ -104,6 +120,88 @@ HISTORY_COLUMNS = (
     "id, entity_type, entity_id, old_state, new_state, version, attempt,"
     " actor, reason, metadata, changed_at, commit_order"
 )
+
+# Counting: what both databases read alike ---------------------------------------------------------
+#
+# A write appends to `job_changes`: "so many more (or fewer) jobs that look like this". One write in
+# `FOLD_EVERY` changes then folds them into the counters. So no two writers ever wait for the same
+# counter, and counters plus changes are exact at every moment.
+
+EVERYBODY = "*"
+"""The scope of all jobs; the scope of one owner is `=` and its key. Of no owner there is none."""
+
+DIMENSIONS = "status, queue, executor, isolation"
+CHANGE_COLUMNS = f"owner, {DIMENSIONS}, duration_ms"
+COUNT_KEY = f"scope, {DIMENSIONS}"
+DURATION_KEY = "scope, width, from_ms"
+
+WIDTHS = (1_000_000, 10_000, 100, 1)
+"""Durations are counted by the stretch of so many milliseconds in which they fall."""
+
+LONGEST_MS = 10**14
+"""Three thousand years; what claims to have taken longer must not make a sum overflow."""
+
+FOLD_EVERY = 1_000
+
+
+def _change(counted: Counted, row: str) -> dict[str, str]:
+    """What `row` counts as, by column of CHANGE_COLUMNS."""
+    timed = f"{row}.status = '{counted.timed_state}'"
+    duration = f"{row}.{counted.duration}"
+    return {
+        "owner": f"coalesce('=' || {row}.{counted.owner}, '')",
+        **{name: f"{row}.{name}" for name in DIMENSIONS.split(", ")},
+        "duration_ms": f"CASE WHEN {timed} AND {duration} > {LONGEST_MS} THEN {LONGEST_MS}"
+        f" WHEN {timed} THEN {duration} END",
+    }
+
+
+def _values(counted: Counted, row: str) -> str:
+    return ", ".join(_change(counted, row).values())
+
+
+def _grouped_changes(counted: Counted, sources: dict[str, int]) -> str:
+    """A SELECT: what comes of the rows of these sources, each of which counts as so many jobs."""
+    named = ", ".join(f"{value} AS {name}" for name, value in _change(counted, "r").items())
+    rows = " UNION ALL ".join(
+        f"SELECT {named}, {jobs} AS jobs FROM {source} AS r" for source, jobs in sources.items()
+    )
+    return (
+        f"SELECT {CHANGE_COLUMNS}, sum(jobs) AS jobs FROM ({rows}) AS each"
+        f" GROUP BY {CHANGE_COLUMNS} HAVING sum(jobs) <> 0"
+    )
+
+
+def rows_as_changes(table: str, counted: Counted) -> str:
+    """A SELECT: the rows as they stand, as if each had just been inserted."""
+    return _grouped_changes(counted, {f'"{table}"': 1})
+
+
+def counts_of(changes: str) -> str:
+    """A SELECT: by COUNT_KEY, how many more `jobs` these changes come to."""
+    return f"""
+    SELECT {COUNT_KEY}, CAST(sum(jobs) AS bigint) AS jobs FROM (
+      SELECT '{EVERYBODY}' AS scope, {DIMENSIONS}, jobs FROM {changes}
+      UNION ALL SELECT owner, {DIMENSIONS}, jobs FROM {changes} WHERE owner <> '') AS each
+    GROUP BY {COUNT_KEY} HAVING sum(jobs) <> 0"""
+
+
+def durations_of(changes: str) -> str:
+    """A SELECT: by DURATION_KEY, how many more `jobs` and `total_ms` these changes come to."""
+    widths = " UNION ALL ".join(f"SELECT {width} AS width" for width in WIDTHS)
+    return f"""
+    SELECT {DURATION_KEY}, CAST(sum(jobs) AS bigint) AS jobs,
+      CAST(sum(total_ms) AS bigint) AS total_ms
+    FROM (
+      SELECT scope, width, duration_ms / width * width AS from_ms, jobs,
+        jobs * duration_ms AS total_ms
+      FROM (
+        SELECT '{EVERYBODY}' AS scope, duration_ms, jobs FROM {changes}
+        UNION ALL SELECT owner, duration_ms, jobs FROM {changes} WHERE owner <> ''
+      ) AS scoped CROSS JOIN ({widths}) AS widths
+      WHERE duration_ms IS NOT NULL) AS each
+    GROUP BY {DURATION_KEY} HAVING sum(jobs) <> 0 OR sum(total_ms) <> 0"""
+
 
 # SQLite -----------------------------------------------------------------------------------------
 
@@ -194,6 +292,7 @@ def _sqlite_table(guarded: GuardedTable) -> list[Piece]:
         _sqlite_rowid(table),
         _sqlite_history(guarded, "insert"),
         _sqlite_history(guarded, "update"),
+        *(_sqlite_counting(table, guarded.counted) if guarded.counted else []),
     ]
 
 
@@ -236,6 +335,59 @@ def _sqlite_history_walls(tables: Sequence[GuardedTable]) -> list[Piece]:
     ]
 
 
+def _sqlite_counting(table: str, counted: Counted) -> list[Piece]:
+    """Row by row, so what looks alike is added up at once: there is one writer at a time."""
+
+    def trigger(event: str, when: str, **rows: int) -> Piece:
+        values = ", ".join(f"({_values(counted, row)}, {jobs})" for row, jobs in rows.items())
+        body = (
+            f"INSERT INTO {CHANGES_TABLE} ({CHANGE_COLUMNS}, jobs) VALUES {values}"
+            " ON CONFLICT DO UPDATE SET jobs = jobs + excluded.jobs"
+        )
+        name = f"{PREFIX}count_{event.lower()}_{table}"
+        return _sqlite_trigger(name, table, f"AFTER {event}", when, body)
+
+    alike = f"{PREFIX}alike_{CHANGES_TABLE}"
+    columns = CHANGE_COLUMNS.replace("duration_ms", "coalesce(duration_ms, -1)")
+    differs = f"({_values(counted, 'NEW')}) IS NOT ({_values(counted, 'OLD')})"
+    return [
+        Piece(
+            alike, CHANGES_TABLE, f'CREATE UNIQUE INDEX "{alike}" ON "{CHANGES_TABLE}" ({columns})'
+        ),
+        trigger("INSERT", "", NEW=1),
+        trigger("UPDATE", differs, OLD=-1, NEW=1),
+        trigger("DELETE", "", OLD=-1),
+        _sqlite_fold(),
+    ]
+
+
+def _sqlite_fold() -> Piece:
+    steps = [
+        *_sqlite_add(COUNTS_TABLE, COUNT_KEY, counts_of(CHANGES_TABLE), "jobs"),
+        *_sqlite_add(DURATIONS_TABLE, DURATION_KEY, durations_of(CHANGES_TABLE), "jobs, total_ms"),
+        f"DELETE FROM {CHANGES_TABLE}",
+    ]
+    return _sqlite_trigger(
+        f"{PREFIX}fold_{CHANGES_TABLE}",
+        CHANGES_TABLE,
+        "AFTER INSERT",
+        f"NEW.id % {FOLD_EVERY} = 0",
+        "; ".join(steps),
+    )
+
+
+def _sqlite_add(table: str, key: str, more: str, sums: str) -> list[str]:
+    """Add to the counters, and remove those that came to nothing."""
+    names = sums.split(", ")
+    added = ", ".join(f"{name} = {name} + excluded.{name}" for name in names)
+    nothing = " AND ".join(f"{name} = 0" for name in names)
+    return [
+        f"INSERT INTO {table} ({key}, {sums}, part) SELECT {key}, {sums}, 0 FROM ({more}) AS more"
+        f" WHERE true ON CONFLICT ({key}, part) DO UPDATE SET {added}",
+        f"DELETE FROM {table} WHERE {nothing} AND ({key}) IN (SELECT {key} FROM ({more}) AS more)",
+    ]
+
+
 # PostgreSQL -------------------------------------------------------------------------------------
 
 _REFUSE = """
@@ -265,14 +417,19 @@ END
 _PG_SETTINGS = {"search_path": "pg_catalog, pg_temp"}
 
 
-def _pg_function(schema: str, name: str, body: str, **settings: str) -> Piece:
+def _pg_function(
+    schema: str, name: str, body: str, *, as_owner: bool = False, **settings: str
+) -> Piece:
     chosen = _PG_SETTINGS | settings
     options = "".join(f" SET {key} = {value}" for key, value in chosen.items())
     kept = ",".join(f"{key}={value}" for key, value in chosen.items())
     sql = (
-        f'CREATE OR REPLACE FUNCTION "{schema}"."{name}"() RETURNS trigger'
-        f" LANGUAGE plpgsql{options} AS $guard${body}$guard$"
+        f'CREATE OR REPLACE FUNCTION "{schema}"."{name}"() RETURNS trigger LANGUAGE plpgsql'
+        f"{' SECURITY DEFINER' if as_owner else ''}{options} AS $guard${body}$guard$"
     )
+    if as_owner:  # else anybody could put it on a table of his own
+        sql += f'; REVOKE ALL ON FUNCTION "{schema}"."{name}"() FROM PUBLIC'
+        kept += " as owner"
     return Piece(name, "", sql, function_body=body, settings=kept)
 
 
@@ -317,12 +474,13 @@ END
 
 def _pg_table(schema: str, guarded: GuardedTable) -> list[Piece]:
     table, machine = guarded.table, guarded.machine
-    # Planned once per session: after a one-row call the join of a large batch would run nested.
-    options = {"enable_nestloop": "off"}
     on_insert, on_update = f"{PREFIX}history_insert_{table}", f"{PREFIX}history_update_{table}"
     return [
         _pg_function(schema, on_insert, _pg_history_body(schema, guarded, moved=False)),
-        _pg_function(schema, on_update, _pg_history_body(schema, guarded, moved=True), **options),
+        # Planned once per session: after a one-row call the join of a large batch would run nested.
+        _pg_function(
+            schema, on_update, _pg_history_body(schema, guarded, moved=True), enable_nestloop="off"
+        ),
         _pg_trigger(
             schema,
             f"{PREFIX}guard_update_{table}",
@@ -371,7 +529,106 @@ def _pg_table(schema: str, guarded: GuardedTable) -> list[Piece]:
             f"{on_update}()",
             each="STATEMENT",
         ),
+        *(_pg_counting(schema, table, guarded.counted) if guarded.counted else []),
     ]
+
+
+def _pg_counting(schema: str, table: str, counted: Counted) -> list[Piece]:
+    """Whoever may write a job is counted: these run with the rights of who installed them."""
+    events = {
+        "INSERT": {"NEW TABLE AS new_rows": 1},
+        "UPDATE": {"OLD TABLE AS old_rows": -1, "NEW TABLE AS new_rows": 1},
+        "DELETE": {"OLD TABLE AS old_rows": -1},
+    }
+    pieces = []
+    for event, given in events.items():
+        rows = {transition.split()[-1]: jobs for transition, jobs in given.items()}
+        name = f"{PREFIX}count_{event.lower()}_{table}"
+        body = _pg_count_body(schema, counted, rows)
+        # Planned once per session, for one row: sorting many by six texts would be slow.
+        function = _pg_function(schema, name, body, as_owner=True, enable_sort="off")
+        pieces += [function, _pg_after(schema, name, table, event, " ".join(given))]
+    return [*pieces, *_pg_folding(schema)]
+
+
+def _pg_folding(schema: str) -> list[Piece]:
+    name, body = f"{PREFIX}fold_{CHANGES_TABLE}", _pg_fold_body(schema)
+    return [
+        _pg_function(schema, name, body, as_owner=True, plan_cache_mode="force_custom_plan"),
+        _pg_after(schema, name, CHANGES_TABLE, "INSERT", "NEW TABLE AS new_rows"),
+    ]
+
+
+def _pg_after(schema: str, name: str, table: str, event: str, rows: str) -> Piece:
+    when = f"AFTER {event} ON {{table}} REFERENCING {rows}"
+    return _pg_trigger(schema, name, table, when, f"{name}()", each="STATEMENT")
+
+
+def _pg_count_body(schema: str, counted: Counted, rows: dict[str, int]) -> str:
+    return f"""
+BEGIN
+  INSERT INTO "{schema}".{CHANGES_TABLE} ({CHANGE_COLUMNS}, jobs)
+  {_grouped_changes(counted, rows)};
+  RETURN NULL;
+END
+"""
+
+
+def _pg_fold_body(schema: str) -> str:
+    """Takes changes, and the counters that they change, and writes the sums as new counters.
+
+    What another transaction is folding is skipped, and so nobody waits: the counters of one key
+    may then stand in several parts, which the next fold of that key makes one.
+    """
+    counts, durations = f'"{schema}".{COUNTS_TABLE}', f'"{schema}".{DURATIONS_TABLE}'
+    changes = f'"{schema}".{CHANGES_TABLE}'
+    return f"""
+DECLARE
+  added bigint;
+  newest bigint;
+BEGIN
+  SELECT count(*), max(id) INTO added, newest FROM new_rows;
+  IF added = 0 OR newest % {FOLD_EVERY} >= added
+    OR current_setting('transaction_isolation') = 'serializable' THEN
+    RETURN NULL;
+  END IF;
+  BEGIN
+  WITH change AS MATERIALIZED (
+    DELETE FROM {changes} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {changes}
+      LIMIT {10 * FOLD_EVERY} + 2 * added FOR UPDATE SKIP LOCKED))
+    RETURNING {CHANGE_COLUMNS}, jobs
+  ),
+  count AS MATERIALIZED ({counts_of("change")}
+  ),
+  count_before AS ({_pg_taken(counts, "count", COUNT_KEY, "jobs")}
+  ),
+  counted AS (
+    INSERT INTO {counts} ({COUNT_KEY}, jobs, part)
+    SELECT {COUNT_KEY}, sum(jobs), newest
+    FROM (TABLE count UNION ALL TABLE count_before) AS each
+    GROUP BY {COUNT_KEY} HAVING sum(jobs) <> 0
+  ),
+  duration AS MATERIALIZED ({durations_of("change")}
+  ),
+  duration_before AS ({_pg_taken(durations, "duration", DURATION_KEY, "jobs, total_ms")}
+  )
+  INSERT INTO {durations} ({DURATION_KEY}, jobs, total_ms, part)
+  SELECT {DURATION_KEY}, sum(jobs), sum(total_ms), newest
+  FROM (TABLE duration UNION ALL TABLE duration_before) AS each
+  GROUP BY {DURATION_KEY} HAVING sum(jobs) <> 0 OR sum(total_ms) <> 0;
+  EXCEPTION WHEN serialization_failure THEN
+    NULL;  -- REPEATABLE READ, and somebody else folded since our snapshot
+  END;
+  RETURN NULL;
+END
+"""
+
+
+def _pg_taken(table: str, of: str, key: str, sums: str) -> str:
+    return f"""
+    DELETE FROM {table} WHERE ctid = ANY(ARRAY(SELECT b.ctid FROM {of} JOIN {table} b
+      USING ({key}) FOR UPDATE OF b SKIP LOCKED))
+    RETURNING {key}, {sums}"""
 
 
 def _pg_entity(schema: str, tables: Sequence[GuardedTable], row: str, *, as_told: bool) -> str:
@@ -465,7 +722,7 @@ class _Sqlite:
         with self.connection.cursor() as cursor:
             cursor.execute(
                 "SELECT name, sql FROM sqlite_master"
-                " WHERE type = 'trigger' AND substr(name, 1, %s) = %s",
+                " WHERE type IN ('trigger', 'index') AND substr(name, 1, %s) = %s",
                 [len(PREFIX), PREFIX],
             )
             return dict(cursor.fetchall())
@@ -474,11 +731,15 @@ class _Sqlite:
         return piece.sql
 
     def drop_all(self, cursor: Any) -> None:
-        for name in self.stored():
-            cursor.execute(f'DROP TRIGGER "{name}"')
+        for name, sql in self.stored().items():
+            kind = "TRIGGER" if sql.startswith("CREATE TRIGGER") else "INDEX"
+            cursor.execute(f'DROP {kind} "{name}"')
 
     def create(self, cursor: Any, piece: Piece) -> None:
         cursor.execute(piece.sql)
+
+    def lock(self, cursor: Any, table: str) -> None:
+        """There is one writer at a time."""
 
 
 class _PostgreSQL:
@@ -509,7 +770,9 @@ class _PostgreSQL:
 
     def drop_all(self, cursor: Any) -> None:
         cursor.execute(_PG_TRIGGERS, {"schema": self.schema, "names": PREFIX})
-        for name, table in cursor.fetchall():
+        triggers = cursor.fetchall()
+        self._lock_as_writers_do(cursor, {table for _, table in triggers})
+        for name, table in triggers:
             cursor.execute(f'DROP TRIGGER "{name}" ON "{self.schema}"."{table}"')
         cursor.execute(_PG_FUNCTIONS, {"schema": self.schema, "names": PREFIX})
         for (name,) in cursor.fetchall():
@@ -528,6 +791,16 @@ class _PostgreSQL:
         cursor.execute(
             f'COMMENT ON TRIGGER "{piece.name}" ON "{self.schema}"."{piece.table}" IS \'{note}\''
         )
+
+    def _lock_as_writers_do(self, cursor: Any, tables: set[str]) -> None:
+        """First the tables of entities, then what their triggers write to: else it may deadlock."""
+        written_to = (HISTORY_TABLE, CHANGES_TABLE)
+        for table in sorted(tables, key=lambda table: (table in written_to, table)):
+            cursor.execute(f'LOCK TABLE "{self.schema}"."{table}" IN ACCESS EXCLUSIVE MODE')
+
+    def lock(self, cursor: Any, table: str) -> None:
+        """From now on nobody else writes; what others wrote before is there to be seen."""
+        cursor.execute(f'LOCK TABLE "{self.schema}"."{table}" IN SHARE ROW EXCLUSIVE MODE')
 
 
 _PG_TRIGGERS = """
@@ -551,7 +824,8 @@ JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespa
 LEFT JOIN pg_description d ON d.objoid = t.oid AND d.classoid = 'pg_trigger'::regclass
 WHERE n.nspname = %(schema)s AND starts_with(t.tgname, %(names)s) AND NOT t.tgisinternal
 UNION ALL
-SELECT p.proname || '()', p.prosrc || coalesce(array_to_string(p.proconfig, ','), '')
+SELECT p.proname || '()', p.prosrc || coalesce(array_to_string(p.proconfig, ','), '') ||
+  CASE WHEN p.prosecdef THEN ' as owner' ELSE '' END
 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname = %(schema)s AND starts_with(p.proname, %(names)s) AND p.pronargs = 0
   AND p.prorettype = 'trigger'::regtype
@@ -573,8 +847,14 @@ def _key(piece: Piece) -> str:
 
 
 def _present(connection: Any, tables: Sequence[GuardedTable]) -> list[GuardedTable]:
+    """The tables that are there, as far as they can be guarded and counted already."""
     there = set(connection.introspection.table_names())
-    return [table for table in tables if table.table in there] if HISTORY_TABLE in there else []
+    if HISTORY_TABLE not in there:
+        return []
+    found = [table for table in tables if table.table in there]
+    if {COUNTS_TABLE, DURATIONS_TABLE, CHANGES_TABLE} <= there:
+        return found
+    return [replace(table, counted=None) for table in found]
 
 
 def differences(connection: Any, tables: Sequence[GuardedTable]) -> list[str]:
@@ -595,15 +875,76 @@ def differences(connection: Any, tables: Sequence[GuardedTable]) -> list[str]:
 
 
 def install(connection: Any, tables: Sequence[GuardedTable]) -> bool:
-    """Install the guard where it is missing or differs; True when something was done."""
+    """Install the guard where it is missing or differs; True when something was done.
+
+    What was written while it was not whole was not counted: all counters begin anew.
+    """
     dialect, present = _dialect(connection), _present(connection, tables)
     if dialect is None or not differences(connection, tables):
         return False
     with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
         dialect.drop_all(cursor)
+        _forget_counters(cursor, present)
         for piece in dialect.compile(present):
             dialect.create(cursor, piece)
+        _count_anew(dialect, cursor, present)
     return True
+
+
+def recount(connection: Any, tables: Sequence[GuardedTable]) -> None:
+    """Begin all counters anew from the rows."""
+    if (dialect := _dialect(connection)) is not None:
+        with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
+            _count_anew(dialect, cursor, _present(connection, tables))
+
+
+def miscounts(connection: Any, tables: Sequence[GuardedTable]) -> list[str]:
+    """One line for each counter that is not what the rows say; each kind seen at one moment."""
+    lines = []
+    for guarded in _present(connection, tables):
+        if guarded.counted is not None:
+            rows = rows_as_changes(guarded.table, guarded.counted)
+            with connection.cursor() as cursor:
+                for key, table, sums_of in _COUNTERS:
+                    cursor.execute(_miscounted(rows, key, table, sums_of))
+                    lines += [
+                        f"{table} of {', '.join(map(str, values))}: {counted}, and {found} there"
+                        for *values, counted, found in cursor.fetchall()
+                    ]
+    return lines
+
+
+_COUNTERS = (
+    (COUNT_KEY, COUNTS_TABLE, counts_of),
+    (DURATION_KEY, DURATIONS_TABLE, durations_of),
+)
+
+
+def _miscounted(rows: str, key: str, table: str, sums_of: Callable[[str], str]) -> str:
+    total = "total_ms" if table == DURATIONS_TABLE else "0"
+    return f"""
+    WITH there AS MATERIALIZED ({rows})
+    SELECT {key}, sum(counted), sum(found) FROM (
+      SELECT {key}, 0 AS counted, jobs AS found, -{total} AS ms FROM ({sums_of("there")}) AS r
+      UNION ALL SELECT {key}, jobs, 0, {total} FROM {table}
+      UNION ALL SELECT {key}, jobs, 0, {total} FROM ({sums_of(CHANGES_TABLE)}) AS c) AS each
+    GROUP BY {key} HAVING sum(counted) <> sum(found) OR sum(ms) <> 0 ORDER BY {key}"""
+
+
+def _count_anew(dialect: Any, cursor: Any, tables: Sequence[GuardedTable]) -> None:
+    """The triggers stand; nobody writes between the lock and the end of the transaction."""
+    for guarded in tables:
+        if guarded.counted is not None:
+            dialect.lock(cursor, guarded.table)
+            _forget_counters(cursor, tables)
+            rows = rows_as_changes(guarded.table, guarded.counted)
+            cursor.execute(f"INSERT INTO {CHANGES_TABLE} ({CHANGE_COLUMNS}, jobs) {rows}")
+
+
+def _forget_counters(cursor: Any, tables: Sequence[GuardedTable]) -> None:
+    if any(guarded.counted for guarded in tables):
+        for counters in (COUNTS_TABLE, DURATIONS_TABLE, CHANGES_TABLE):
+            cursor.execute(f"DELETE FROM {counters}")
 
 
 def uninstall(connection: Any) -> None:

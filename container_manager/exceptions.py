@@ -51,6 +51,12 @@ class HeldByWorker(InvalidTransition):
     code = "held_by_worker"
 
 
+class StopRequested(MoveRefused):
+    """It was asked to stop before; its worker stops it."""
+
+    code = "stop_requested"
+
+
 class StaleState(MoveRefused, ConcurrentTransition):
     """The row has moved since it was read: read it again."""
 
@@ -69,6 +75,12 @@ class NotChangeable(ContainerManagerError, ValueError):
             f" Changeable: {', '.join(sorted(allowed))}"
         )
         return cls(message, entity=entity, fields=list(fields), allowed=sorted(allowed))
+
+
+class KeyReused(ContainerManagerError, ValueError):
+    """This Idempotency-Key was used for another request: take a new one."""
+
+    code = "idempotency_key_reuse"
 
 
 class NothingHeld(ContainerManagerError):

@@ -42,6 +42,11 @@ def after_migrate(*, using: str, **_: Any) -> None:
     db_guard.install(connections[using], guarded_tables())
 
 
+def recount(using: str) -> None:
+    """Begin the counters of jobs anew from the rows; who writes a job waits meanwhile."""
+    db_guard.recount(connections[using], guarded_tables())
+
+
 def _flat(operations: Iterable[Operation]) -> Iterator[Operation]:
     for operation in operations:
         yield operation

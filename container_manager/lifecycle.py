@@ -1,10 +1,11 @@
 """THE SPINE: who changes a job? Only the verbs of this module (and the model's own methods).
 
-People and programs:   submit  amend  enqueue  stop  retry  move  prune  steer_queue
+People and programs:   submit  amend  revise  enqueue  stop  retry  move  bring  prune  steer_queue
+                       once
 Workers:               claim  progress  signalled  keep_chunks  finish  requests  release
                        cleaned_up
 Dead workers:          orphans  adopt  note_unreachable
-Upkeep:                requeue_due  expire_waiting  give_up_unproven
+Upkeep:                requeue_due  expire_waiting  give_up_unproven  forget_keys
 
 Every verb that writes is one transaction. What a worker writes is fenced by its lease: "somebody
 else holds it now" is an outcome that each verb returns, never an exception. No engine is called
@@ -18,7 +19,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from enum import StrEnum
+from enum import Enum, StrEnum
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
@@ -29,11 +30,18 @@ from django.db.models.functions import Cast, Coalesce, Greatest, Now
 
 from container_manager import retries
 from container_manager.conf import settings
-from container_manager.exceptions import InvalidTransition, NotChangeable, StaleState
+from container_manager.exceptions import (
+    InvalidTransition,
+    KeyReused,
+    NotChangeable,
+    StaleState,
+    StopRequested,
+)
 from container_manager.executors.base import Outcome
 from container_manager.faults import reached
 from container_manager.models import (
     ContainerJob,
+    IdempotencyKey,
     JobAttempt,
     Queue,
     StateHistory,
@@ -67,16 +75,19 @@ __all__ = [
     "Stopped",
     "adopt",
     "amend",
+    "bring",
     "changeable",
     "claim",
     "cleaned_up",
     "enqueue",
     "expire_waiting",
     "finish",
+    "forget_keys",
     "give_up_unproven",
     "keep_chunks",
     "move",
     "note_unreachable",
+    "once",
     "orphans",
     "progress",
     "prunable",
@@ -85,6 +96,7 @@ __all__ = [
     "requests",
     "requeue_due",
     "retry",
+    "revise",
     "signalled",
     "steer_queue",
     "stop",
@@ -182,38 +194,76 @@ def amend(job_id: UUID, changes: Mapping[str, Any], *, revision: str | None = No
     refused = sorted(set(changes) - changeable(job.status))
     if refused:
         raise NotChangeable.of(job, refused, changeable(job.status))
+    if not changes:
+        return job
     for name, value in changes.items():
-        setattr(job, name, value)
+        setattr(job, name, _unmasked(job, value) if name == "environment" else value)
     job.clean_fields(exclude={field.name for field in job._meta.fields} - set(changes))
-    job.clean()
+    if not RUNS_WHERE.isdisjoint(changes):
+        job.clean()
     job.save(update_fields=list(changes))
     if job.status == JobStatus.QUEUED:
         wake_workers(USING)
     return job
 
 
+RUNS_WHERE = {"image", "executor", "isolation"}
+"""What `ContainerJob.clean` looks at together."""
+
+
+def _unmasked(job: ContainerJob, environment: Any) -> Any:
+    """With the stored value wherever the mask came back that values are shown as."""
+    if not isinstance(environment, dict):
+        return environment
+    return {
+        name: job.environment.get(name, value) if value == validators.MASK else value
+        for name, value in environment.items()
+    }
+
+
+QUEUEABLE = (JobStatus.PENDING, JobStatus.RETRYING)
+"""Where `enqueue` finds jobs."""
+
+RETRYABLE = (JobStatus.FAILED, JobStatus.RETRYING)
+"""Where `retry` finds jobs."""
+
+
+class Kept(Enum):
+    """In the place of a moment: whatever the job says already."""
+
+    KEPT = "kept"
+
+
+KEPT = Kept.KEPT
+
+
 @verb
 def enqueue(
-    job_ids: Collection[UUID], *, actor: str = "system", scheduled_for: datetime | None = None
+    job_ids: Collection[UUID],
+    *,
+    actor: str = "system",
+    scheduled_for: datetime | Kept | None = KEPT,
 ) -> int:
     """Put pending jobs into the queue, all or none; one that waits out its backoff, at once.
 
-    Raises InvalidTransition.
+    Not before `scheduled_for`; None: now. Raises InvalidTransition.
     """
     jobs = ContainerJob.objects.filter(pk__in=job_ids).order_by("pk").select_for_update()
-    by_status: dict[str, list[UUID]] = {JobStatus.PENDING: [], JobStatus.RETRYING: []}
+    by_status: dict[str, list[UUID]] = {status: [] for status in QUEUEABLE}
     for job in jobs:
         if job.status not in by_status:
             raise job._invalid(job.status, JobStatus.QUEUED)
         by_status[job.status].append(job.pk)
-    given = {"scheduled_for": scheduled_for} if scheduled_for else {}
+    given = {} if scheduled_for is KEPT else {"scheduled_for": scheduled_for}
     with acting_as(actor):
         return _queue(by_status[JobStatus.PENDING], **given) + _queue(
-            by_status[JobStatus.RETRYING], scheduled_for=scheduled_for
+            by_status[JobStatus.RETRYING], **{"scheduled_for": None, **given}
         )
 
 
 def _queue(pks: list[UUID], **change: Any) -> int:
+    if not pks:
+        return 0
     return ContainerJob.objects.filter(pk__in=pks).update(status=JobStatus.QUEUED, **change)
 
 
@@ -232,7 +282,10 @@ def move(job_id: UUID, status: JobStatus, *, actor: str = "system") -> Container
 @verb
 def steer_queue(name: str, **decided: Any) -> Queue:
     """Pause, resume or limit a queue: `paused`, `max_running`. Raises ValidationError by field."""
-    queue = Queue.objects.select_for_update().filter(name=name).first() or Queue(name=name)
+    asked = Queue(name=name, **decided)
+    asked.clean_fields()  # before a database is asked for a name that it cannot hold
+    Queue.objects.bulk_create([Queue(name=name)], ignore_conflicts=True)
+    queue = Queue.objects.select_for_update().get(name=name)
     for field, value in decided.items():
         setattr(queue, field, value)
     queue.full_clean()
@@ -250,6 +303,8 @@ class Stopped(StrEnum):
     """A worker holds it: the request is written down, and the worker acts on it."""
     REQUESTED_BEFORE = "requested_before"
     """The same or a stronger request was made before."""
+    NOT_TRIED = "not_tried"
+    """The database went away before it was asked; ask again."""
     REFUSED = "refused"
     """Its state does not allow it."""
     UNKNOWN = "unknown"
@@ -291,23 +346,111 @@ def _those(results: dict[UUID, Stopped], word: Stopped) -> models.QuerySet[Conta
 
 
 @verb
-def retry(job_ids: Collection[UUID], *, actor: str = "system") -> int:
+def retry(
+    job_ids: Collection[UUID], *, actor: str = "system", scheduled_for: datetime | None = None
+) -> int:
     """Queue failed jobs again, all or none; a person's retry does not use up the job's own.
 
-    A job that waits out its backoff is queued at once. Raises InvalidTransition.
+    A job that waits out its backoff is queued at once, or for `scheduled_for`.
+    Raises InvalidTransition.
     """
     jobs = ContainerJob.objects.filter(pk__in=job_ids).order_by("pk").select_for_update()
-    again = (JobStatus.FAILED, JobStatus.RETRYING)
     for job in jobs:
-        if job.status not in again:
+        if job.status not in RETRYABLE:
             raise job._invalid(job.status, JobStatus.RETRYING)
     with acting_as(actor):
         ContainerJob.objects.filter(pk__in=job_ids, status=JobStatus.FAILED).update(
             status=JobStatus.RETRYING
         )
         return ContainerJob.objects.filter(pk__in=job_ids).update(
-            status=JobStatus.QUEUED, scheduled_for=None, infra_retry_count=0
+            status=JobStatus.QUEUED, scheduled_for=scheduled_for, infra_retry_count=0
         )
+
+
+@verb
+def bring(
+    job_id: UUID,
+    status: JobStatus,
+    *,
+    actor: str = "system",
+    scheduled_for: datetime | Kept | None = KEPT,
+    revision: str | None = None,
+) -> Stopped:
+    """Ask one job to come to `status`, by the verb of that name; or say why it cannot.
+
+    `retrying` ends in `queued`. DONE, or REQUESTED where its worker must stop it first. With
+    `revision` only that one.
+    Raises DoesNotExist, StaleState, InvalidTransition, HeldByWorker, StopRequested.
+    """
+    if revision is not None:
+        amend(job_id, {}, revision=revision)
+    if status in _STOPPED_BY:
+        return _bring_to_a_stop(job_id, _STOPPED_BY[status], actor)
+    if status == JobStatus.QUEUED:
+        found = enqueue([job_id], actor=actor, scheduled_for=scheduled_for)
+    elif status == JobStatus.RETRYING:
+        when = None if scheduled_for is KEPT else scheduled_for
+        found = retry([job_id], actor=actor, scheduled_for=when)
+    else:
+        found = len([move(job_id, status, actor=actor)])
+    if not found:
+        raise ContainerJob.DoesNotExist(f"Job {job_id} was deleted")
+    return Stopped.DONE
+
+
+_STOPPED_BY = {status: kind for kind, status in _STOPPED_STATUS.items()}
+
+
+def _bring_to_a_stop(job_id: UUID, kind: StopKind, actor: str) -> Stopped:
+    came = stop([job_id], kind, actor=actor)[job_id]
+    if came in (Stopped.DONE, Stopped.REQUESTED):
+        return came
+    job: ContainerJob = ContainerJob.objects.get(pk=job_id)
+    if came == Stopped.REQUESTED_BEFORE:
+        raise StopRequested(entity=job, old=job.status, new=_STOPPED_STATUS[kind])
+    raise refused(job, kind)
+
+
+@verb
+def revise(
+    job_id: UUID,
+    changes: Mapping[str, Any],
+    status: JobStatus | None = None,
+    *,
+    revision: str | None = None,
+    actor: str = "system",
+) -> Stopped:
+    """Change what is wanted of a job and bring it to `status`: both or neither.
+
+    Raises what `amend` and `bring` raise.
+    """
+    when = changes.get("scheduled_for", KEPT)
+    amend(job_id, changes, revision=revision)
+    if status is None:
+        return Stopped.DONE
+    return bring(job_id, status, actor=actor, scheduled_for=when)
+
+
+@verb
+def once(scope: str, key: str, body_hash: str, act: Callable[[], Any]) -> tuple[Any, bool]:
+    """Act for the first bearer of this key; the others get the answer that the first one got.
+
+    Returns the answer, and whether it is the first. What `act` writes and the key are one
+    transaction: where it fails, the key is free again. Raises KeyReused.
+    """
+    kept, first = IdempotencyKey.objects.take(
+        scope,
+        key,
+        body_hash,
+        database_now(USING),
+        timedelta(seconds=settings.IDEMPOTENCY_SECONDS),
+    )
+    if first:
+        kept.answer = act()
+        kept.save(update_fields=["answer"])
+    elif kept.body_hash != body_hash:
+        raise KeyReused
+    return kept.answer, first
 
 
 def prunable(jobs: models.QuerySet[ContainerJob]) -> models.QuerySet[ContainerJob]:
@@ -582,6 +725,14 @@ _PATIENT_UNTIL = models.ExpressionWrapper(_WAITS_SINCE + _PATIENCE, models.DateT
 
 
 @verb
+def forget_keys(limit: int = 500) -> int:
+    """Delete Idempotency-Keys that have expired."""
+    late = IdempotencyKey.objects.filter(expires_at__lte=database_now(USING)).order_by("pk")
+    pks = list(late.select_for_update(skip_locked=True).values_list("pk", flat=True)[:limit])
+    return IdempotencyKey.objects.filter(pk__in=pks).delete()[0]
+
+
+@verb
 def give_up_unproven(seconds: float, limit: int = 500) -> int:
     """Fail as `unproven` what nobody could reach for so long.
 
@@ -605,6 +756,7 @@ def _as_upkeep(pks: list[UUID], status: JobStatus, **change: Any) -> int:
         return ContainerJob.objects.filter(pk__in=pks).update(status=status, **change)
 
 
-def refused(job: ContainerJob, kind: StopKind) -> InvalidTransition:
-    """The error for a stop that the job's state does not allow."""
-    return job._invalid(job.status, _STOPPED_STATUS[kind])
+def refused(job: ContainerJob, asked: StopKind | JobStatus) -> InvalidTransition:
+    """The error for a stop or a move that the job's state does not allow."""
+    target = _STOPPED_STATUS[asked] if isinstance(asked, StopKind) else asked
+    return job._invalid(job.status, target)

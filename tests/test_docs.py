@@ -8,14 +8,18 @@ from __future__ import annotations
 import argparse
 import doctest
 import json
+import os
 import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import django
 import pytest
+from django.apps import apps
 from django.core.management import get_commands, load_command_class
 
 from container_manager import conf, faults
@@ -85,6 +89,15 @@ def _words(states: tuple[str, ...]) -> str:
     return " ".join(f"`{state}`" for state in states) or "nothing: final"
 
 
+def api(name: str) -> str:
+    """A block of docs/api.md, from modules that need Django's apps."""
+    if not apps.ready:
+        os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+        django.setup()
+    module = import_module("tests.support.api_docs")
+    return str(getattr(module, name)())
+
+
 BLOCKS: dict[tuple[str, str], Callable[[], str]] = {
     ("state_machine.md", "job-diagram"): lambda: diagram(JOB, JobStatus.PENDING),
     ("state_machine.md", "job-states"): lambda: states(JOB, JobStatus),
@@ -92,6 +105,9 @@ BLOCKS: dict[tuple[str, str], Callable[[], str]] = {
     ("state_machine.md", "workflow-states"): lambda: states(WORKFLOW, WorkflowState),
     ("state_machine.md", "reasons"): reasons,
     ("settings.md", "settings"): settings,
+    ("api.md", "api-filters"): lambda: api("filters"),
+    ("api.md", "api-errors"): lambda: api("error_codes"),
+    ("api.md", "api-paths"): lambda: api("paths"),
 }
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 from django.core.management.base import CommandParser
 
-from container_manager import lifecycle
+from container_manager.bulk import BATCH, Result
 from container_manager.lifecycle import Stopped
-from container_manager.management.base import actor, wrong_usage
-from container_manager.management.selection import BATCH, Selection
-from container_manager.management.verbs import Result, VerbCommand
+from container_manager.management.base import wrong_usage
+from container_manager.management.selection import Selection
+from container_manager.management.verbs import VerbCommand
 from container_manager.models import ContainerJob
 from container_manager.models.base import batched
-from container_manager.states import JobStatus, StopKind
+from container_manager.states import JobStatus
 
 LOOK_SECONDS = 0.2
 
@@ -25,7 +25,6 @@ class StopCommand(VerbCommand):
     """Stops jobs: at once where nothing runs, else by a request that their worker acts on."""
 
     meant = (JobStatus.PENDING, JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.RETRYING)
-    kind: ClassVar[StopKind]
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
@@ -41,24 +40,11 @@ class StopCommand(VerbCommand):
         super().handle(**options)
 
     def act(self, jobs: list[ContainerJob]) -> Iterable[Result]:
-        came = lifecycle.stop([job.pk for job in jobs], self.kind, actor=actor())
-        refused = [pk for pk, word in came.items() if word == Stopped.REFUSED]
-        now = ContainerJob.objects.only("status").in_bulk(refused)
-        for pk, word in came.items():
-            if word == Stopped.REQUESTED and self.wait is not None:
-                self.asked.append(pk)
+        for result in super().act(jobs):
+            if result.word == Stopped.REQUESTED and self.wait is not None:
+                self.asked.append(result.job_id)
             else:
-                yield self._result(pk, word, now.get(pk))
-
-    def _result(self, pk: UUID, word: Stopped, job: ContainerJob | None) -> Result:
-        details = {
-            Stopped.DONE: self.participle,
-            Stopped.REQUESTED: "its worker stops it",
-            Stopped.REQUESTED_BEFORE: "asked to stop before, its worker stops it",
-            Stopped.REFUSED: str(lifecycle.refused(job, self.kind)) if job else "",
-            Stopped.UNKNOWN: "it was deleted",
-        }
-        return Result(pk, word, details[word], word in (Stopped.DONE, Stopped.REQUESTED))
+                yield result
 
     def _results(
         self,

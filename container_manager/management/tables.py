@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from container_manager.models import ContainerJob
+from container_manager.models.validators import MASK
 from container_manager.states import JobStatus, Reason
 
 SHORT = 12
@@ -219,7 +220,7 @@ def as_json(job: ContainerJob) -> dict[str, Any]:
     return {
         **told,
         "created_by": job.created_by_id,
-        "environment": dict.fromkeys(job.environment, "***"),
+        "environment": dict.fromkeys(job.environment, MASK),
         "allowed_transitions": list(job.machine.get_next_states(job.status)),
     }
 

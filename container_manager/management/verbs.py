@@ -5,43 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar
-from uuid import UUID
 
 from django.core.management.base import CommandParser
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from container_manager.exceptions import MoveRefused
-from container_manager.lifecycle import Stopped
+from container_manager import bulk
+from container_manager.bulk import Result, Verb
 from container_manager.management import tables
-from container_manager.management.base import JobCommand, failed, nothing
+from container_manager.management.base import JobCommand, actor, failed, nothing
 from container_manager.management.selection import Selection, add_selection, select
 from container_manager.models import ContainerJob
 from container_manager.states import JobStatus
 
 BAR_FROM = 200
 """On a terminal, so many jobs get a progress bar, and lines only for what went wrong."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of one verb on one job."""
-
-    job_id: UUID
-    word: str
-    """What `lifecycle.Stopped` says, or `dry_run`."""
-    detail: str = ""
-    good: bool = True
-
-    def __str__(self) -> str:
-        word = self.word.replace("_", " ")
-        return f"{self.job_id}: {word}" + (
-            f" ({tables.visible(self.detail)})" if self.detail else ""
-        )
-
-    def as_json(self) -> dict[str, str]:
-        return {"id": str(self.job_id), "result": str(self.word), "detail": self.detail}
 
 
 class Counts:
@@ -64,6 +42,7 @@ class Counts:
 class VerbCommand(JobCommand):
     """One verb on a selection of jobs, in batches."""
 
+    verb: ClassVar[Verb]
     meant: ClassVar[Collection[JobStatus]]
     """The states that are meant when neither ids nor --status say which jobs."""
     participle: ClassVar[str]
@@ -83,7 +62,7 @@ class VerbCommand(JobCommand):
 
     def act(self, jobs: list[ContainerJob]) -> Iterable[Result]:
         """Do it to these jobs, and say what came of each."""
-        raise NotImplementedError
+        return bulk.act(self.verb, [job.pk for job in jobs], actor=actor())
 
     def handle(self, **options: Any) -> None:
         selection = self.select(options)
@@ -122,7 +101,7 @@ class VerbCommand(JobCommand):
     def _show_lines(self, results: Iterable[Result], counts: Counts, *, brief: bool) -> None:
         for result in results:
             if not (brief and result.good):
-                self.say(str(result))
+                self.say(line(result))
         if brief:
             self.say(str(counts))
 
@@ -143,25 +122,10 @@ class VerbCommand(JobCommand):
             yield lambda done: bar.advance(task, done)
 
 
-def one_by_one(
-    jobs: list[ContainerJob], verb: Callable[[list[UUID]], int], done: str
-) -> Iterator[Result]:
-    """An all-or-nothing verb on many jobs: at once, and where it refuses, on each alone."""
-    try:
-        count = verb([job.pk for job in jobs])
-    except MoveRefused as refused:
-        if len(jobs) == 1:
-            yield Result(jobs[0].pk, Stopped.REFUSED, str(refused), good=False)
-            return
-    else:
-        if count == len(jobs):
-            yield from (Result(job.pk, Stopped.DONE, done) for job in jobs)
-            return
-        if len(jobs) == 1:
-            yield Result(jobs[0].pk, Stopped.UNKNOWN, "it was deleted", good=False)
-            return
-    for job in jobs:
-        yield from one_by_one([job], verb, done)
+def line(result: Result) -> str:
+    """What came of one job, for people."""
+    detail = f" ({tables.visible(result.detail)})" if result.detail else ""
+    return f"{result.job_id}: {result.word.replace('_', ' ')}{detail}"
 
 
 def _jobs(count: int) -> str:

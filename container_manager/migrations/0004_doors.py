@@ -75,6 +75,16 @@ class Migration(migrations.Migration):
             ),
         ),
         migrations.AlterField(
+            model_name="containerjob",
+            name="scheduled_for",
+            field=models.DateTimeField(
+                blank=True,
+                help_text="Not before; a retry's backoff also ends then.",
+                null=True,
+                validators=[container_manager.models.validators.moment],
+            ),
+        ),
+        migrations.AlterField(
             model_name="queue",
             name="max_running",
             field=models.PositiveIntegerField(

@@ -6,6 +6,7 @@ Rule of this package: a model changes its own row; what concerns several tables 
 
 from container_manager.models.attempt import JobAttempt
 from container_manager.models.base import acting_as
+from container_manager.models.counters import JobChange, JobCount, JobDuration
 from container_manager.models.history import StateHistory
 from container_manager.models.idempotency import IdempotencyKey
 from container_manager.models.job import ContainerJob
@@ -18,6 +19,9 @@ __all__ = [
     "IdempotencyKey",
     "Installation",
     "JobAttempt",
+    "JobChange",
+    "JobCount",
+    "JobDuration",
     "JobLog",
     "Queue",
     "StateHistory",

@@ -25,7 +25,7 @@ from django.utils import timezone
 from django_fsm import TransitionNotAllowed, transition
 
 from container_manager import ids
-from container_manager.db_guard import GuardedTable
+from container_manager.db_guard import Counted, GuardedTable
 from container_manager.exceptions import HeldByWorker, InvalidTransition, StaleState
 from container_manager.states import StateMachine
 
@@ -252,6 +252,7 @@ class GuardedModel(models.Model):
     state_field: ClassVar[str]
     entity_type: ClassVar[str]
     attempt_field: ClassVar[str | None] = None
+    counted: ClassVar[Counted | None] = None
 
     id = models.UUIDField(primary_key=True, default=ids.uuid7, editable=False)
     version = models.PositiveIntegerField(
@@ -605,6 +606,7 @@ def guarded_tables() -> list[GuardedTable]:
             machine=model.machine,
             state_column=model.state_field,
             attempt_column=model.attempt_field,
+            counted=model.counted,
         )
         for model in guarded_models()
     ]

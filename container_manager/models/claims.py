@@ -23,6 +23,7 @@ from django.db import connections, transaction
 from container_manager import ids
 from container_manager.faults import reached
 from container_manager.models.base import log_move
+from container_manager.models.lanes import LANES, NEVER_TAKEN, sqlite_lanes
 from container_manager.models.leases import JOB_COLUMNS, Claimant, Lease, lease_from
 from container_manager.models.queue import Queue
 from container_manager.models.sql import clock
@@ -50,25 +51,10 @@ def _limited(using: str) -> Any:
     return Queue.objects.using(using).filter(paused=False, max_running__isnull=False)
 
 
-_NEVER_TAKEN = """NOT EXISTS (SELECT 1 FROM job_attempts a WHERE a.job_id = j.id
-          AND (a.phase <> 'done' OR a.attempt > j.attempt))"""
-"""A row that was moved past its own attempts must not stop the claim of all others."""
-
 # PostgreSQL ---------------------------------------------------------------------------------------
 
-_LANES = """
-  lane AS (
-    (SELECT queue, executor, isolation FROM container_jobs WHERE status = 'queued'
-      ORDER BY queue, executor, isolation LIMIT 1)
-    UNION ALL
-    SELECT following.* FROM lane CROSS JOIN LATERAL (
-      SELECT j.queue, j.executor, j.isolation FROM container_jobs j WHERE j.status = 'queued'
-        AND (j.queue, j.executor, j.isolation) > (lane.queue, lane.executor, lane.isolation)
-      ORDER BY j.queue, j.executor, j.isolation LIMIT 1) following
-  )"""
-
 _CLAIM = f"""
-WITH RECURSIVE {_LANES},
+WITH RECURSIVE {LANES},
   offer AS (
     SELECT * FROM jsonb_to_recordset(%(offers)s::jsonb)
       AS o(executor text, isolation text, alias text, runs_as text, engine_id text)
@@ -90,7 +76,7 @@ WITH RECURSIVE {_LANES},
       WHERE j.status = 'queued' AND j.queue = lane.queue AND j.executor = lane.executor
         AND j.isolation = lane.isolation
         AND (j.scheduled_for IS NULL OR j.scheduled_for <= clock_timestamp())
-        AND j.retry_count <= j.max_retries AND {_NEVER_TAKEN}
+        AND j.retry_count <= j.max_retries AND {NEVER_TAKEN}
       ORDER BY j.priority DESC, j.queued_at, j.id
       LIMIT least(%(limit)s, lane.free) FOR UPDATE SKIP LOCKED) due
   ),
@@ -195,7 +181,7 @@ def _offers(claimant: Claimant) -> str:
 
 
 def _claim_sqlite(using: str, claimant: Claimant, limit: int) -> list[Lease]:
-    if not _sqlite_lanes(using):
+    if not sqlite_lanes(using):
         return []
     with transaction.atomic(using=using):
         lanes = _sqlite_open_lanes(using, claimant)
@@ -207,30 +193,12 @@ def _claim_sqlite(using: str, claimant: Claimant, limit: int) -> list[Lease]:
     return leases
 
 
-def _sqlite_lanes(using: str) -> list[tuple[str, str, str]]:
-    lanes: list[tuple[str, str, str]] = []
-    last = ("", "", "")
-    with connections[using].cursor() as cursor:
-        while True:
-            cursor.execute(
-                "SELECT queue, executor, isolation FROM container_jobs WHERE status = 'queued'"
-                " AND (queue, executor, isolation) > (%s, %s, %s)"
-                " ORDER BY queue, executor, isolation LIMIT 1",
-                last,
-            )
-            row = cursor.fetchone()
-            if row is None:
-                return lanes
-            lanes.append(row)
-            last = row
-
-
 def _sqlite_open_lanes(using: str, claimant: Claimant) -> list[tuple[str, str, str]]:
     offered = {(offer.executor, offer.isolation) for offer in claimant.offers}
     paused = set(Queue.objects.using(using).filter(paused=True).values_list("name", flat=True))
     return [
         lane
-        for lane in _sqlite_lanes(using)
+        for lane in sqlite_lanes(using)
         if lane[1:] in offered
         and lane[0] not in paused
         and (not claimant.queues or lane[0] in claimant.queues)
@@ -248,7 +216,7 @@ def _sqlite_choose(
                 "SELECT priority, queued_at, id FROM container_jobs j WHERE status = 'queued'"
                 " AND queue = %s AND executor = %s AND isolation = %s"
                 f" AND (scheduled_for IS NULL OR scheduled_for <= {clock(connections[using])})"
-                f" AND retry_count <= max_retries AND {_NEVER_TAKEN}"
+                f" AND retry_count <= max_retries AND {NEVER_TAKEN}"
                 " ORDER BY priority DESC, queued_at, id LIMIT %s",
                 [*lane, limit],
             )

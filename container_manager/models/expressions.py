@@ -48,3 +48,19 @@ class HasLabel(models.Func):
             self.key,
             self.value,
         )
+
+
+class CommandLine(models.Func):
+    """The items of a job's command, with blanks between them."""
+
+    output_field = models.TextField()
+
+    def as_postgresql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        command, parameters = compiler.compile(self.source_expressions[0])
+        items = f"array_to_string(ARRAY(SELECT jsonb_array_elements_text({command})), ' ')"
+        is_list = f"jsonb_typeof({command}) = 'array'"
+        return f"CASE WHEN {is_list} THEN {items} ELSE '' END", (*parameters, *parameters)
+
+    def as_sqlite(self, compiler: Any, connection: Any, **extra: Any) -> Any:
+        command, parameters = compiler.compile(self.source_expressions[0])
+        return f"(SELECT group_concat(value, ' ') FROM json_each({command}))", parameters  # noqa: S608

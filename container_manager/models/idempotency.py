@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+
 from django.db import models
 from django.utils import timezone
 
 from container_manager import ids
+
+
+class IdempotencyKeyQuerySet(models.QuerySet["IdempotencyKey"]):
+    """Who was first with a key."""
+
+    def take(
+        self, scope: str, key: str, body_hash: str, now: datetime, keep_for: timedelta
+    ) -> tuple[IdempotencyKey, bool]:
+        """The row of this key, and whether this call made it.
+
+        Inside a transaction: whoever comes second waits until the first one has committed.
+        """
+        self.filter(scope=scope, key=key, expires_at__lte=now).delete()
+        mine = ids.uuid7()
+        # An update of nothing where there is a row: it locks it, so that nobody deletes it now.
+        self.bulk_create(
+            [
+                IdempotencyKey(
+                    id=mine, scope=scope, key=key, body_hash=body_hash, expires_at=now + keep_for
+                )
+            ],
+            update_conflicts=True,
+            unique_fields=["scope", "key"],
+            update_fields=["updated_at"],
+        )
+        kept = self.get(scope=scope, key=key)
+        return kept, kept.pk == mine
 
 
 class IdempotencyKey(models.Model):
@@ -19,6 +48,8 @@ class IdempotencyKey(models.Model):
     expires_at = models.DateTimeField()
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     updated_at = models.DateTimeField(auto_now=True)
+
+    objects = IdempotencyKeyQuerySet.as_manager()
 
     class Meta:
         db_table = "idempotency_keys"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -14,23 +15,32 @@ from container_manager import conf, retries
 MAX_COMMAND_BYTES = 128 * 1024
 MAX_ENVIRONMENT_VARIABLES = 1_000
 MAX_ENVIRONMENT_BYTES = 128 * 1024
+MAX_LABELS, MAX_LABEL_LENGTH = 64, 1_024
 MIN_MEMORY_MB = 6
 MAX_CPU, MAX_MEMORY_MB, MAX_PIDS = 1_024.0, 16 * 1024 * 1024, 1_000_000
 MAX_PATH_PART_BYTES = 255
 MAX_SECONDS = 366 * 24 * 3600
 LARGEST_NUMBER = 2**63 - 1
 RESERVED_PREFIX = "CM_"
+MASK = "***"
+"""How a value of the environment is shown, so none that is kept."""
 
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+"""Between them both databases can still add a wait of any length."""
+
+# What a whole text must be; the API shows these in its document.
 # The grammar of an image reference: [host[:port]/]path[:tag][@digest].
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.?)+(?::[0-9]{1,5})?"
-_IMAGE = re.compile(
+# Each text can be read in one way only, so that no text takes a regex engine for ever.
+_HOST_PART = r"[A-Za-z0-9]+(?:-+[A-Za-z0-9]+)*"
+_HOST = rf"{_HOST_PART}(?:\.{_HOST_PART})*\.?(?::[0-9]{{1,5}})?"
+IMAGE = re.compile(
     rf"(?:{_HOST}/)?{_COMPONENT}(?:/{_COMPONENT})*"
     r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
 )
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_./-]{0,126}[A-Za-z0-9])?")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_./-]{0,126}[A-Za-z0-9])?")
 
 
 def refuse(message: str) -> None:
@@ -58,7 +68,7 @@ def name(value: Any) -> None:
 
 def image(value: Any) -> None:
     plain_text(value)
-    if value and (len(value) > 255 or not _IMAGE.fullmatch(value)):
+    if value and (len(value) > 255 or not IMAGE.fullmatch(value)):
         refuse(f"{value[:80]!r} is not an image reference such as busybox:latest.")
 
 
@@ -95,10 +105,12 @@ def working_dir(value: Any) -> None:
 def environment(value: Any) -> None:
     _object_of_strings(value)
     for variable in value:
-        if not _VARIABLE.fullmatch(variable):
+        if not VARIABLE.fullmatch(variable):
             refuse(f"{variable[:80]!r} is not a variable name (letters, digits, underscore).")
         if variable.startswith(RESERVED_PREFIX):
             refuse(f"{variable!r}: names that begin with {RESERVED_PREFIX} are reserved.")
+        if value[variable] == MASK:
+            refuse(f"{variable!r}: {MASK} is how values are shown; give the value itself.")
     if len(value) > MAX_ENVIRONMENT_VARIABLES:
         refuse(f"Must not have more than {MAX_ENVIRONMENT_VARIABLES} variables.")
     if sum(len(key) + len(text.encode()) for key, text in value.items()) > MAX_ENVIRONMENT_BYTES:
@@ -107,8 +119,12 @@ def environment(value: Any) -> None:
 
 def labels(value: Any) -> None:
     _object_of_strings(value)
+    if len(value) > MAX_LABELS:
+        refuse(f"Must not have more than {MAX_LABELS} labels.")
+    if any(len(text) > MAX_LABEL_LENGTH for text in value.values()):
+        refuse(f"No value may have more than {MAX_LABEL_LENGTH} characters.")
     for label in value:
-        if not _LABEL.fullmatch(label):
+        if not LABEL.fullmatch(label):
             refuse(f"{label[:80]!r} is not a label name (letters, digits, . _ / -).")
 
 
@@ -122,13 +138,13 @@ def _object_of_strings(value: Any) -> None:
 
 def queue_name(value: Any) -> None:
     plain_text(value)
-    if not _QUEUE.fullmatch(value):
+    if not QUEUE.fullmatch(value):
         refuse(f"{value[:80]!r} is not a queue name (letters, digits, . _ -).")
 
 
 def network(value: Any) -> None:
     plain_text(value)
-    if not _QUEUE.fullmatch(value) or value.startswith("container") or value == "host":
+    if not QUEUE.fullmatch(value) or value.startswith("container") or value == "host":
         refuse(f"{value[:80]!r} is not allowed: `none`, or the name of an engine's network.")
 
 
@@ -143,6 +159,11 @@ def executor(value: Any) -> None:
     known = sorted(conf.executors())
     if value and value not in known:
         refuse(f"{value[:80]!r} is not a known executor: {', '.join(known)}, or empty for any.")
+
+
+def moment(value: Any) -> None:
+    if not EARLIEST <= value < LATEST:
+        refuse(f"Must be from {EARLIEST.year} to {LATEST.year - 1}.")
 
 
 def retry_policy(value: Any) -> None:

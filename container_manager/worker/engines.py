@@ -11,12 +11,11 @@ from typing import Any
 from container_manager import conf
 from container_manager.executors.base import Capabilities, EngineUnavailable, Executor
 from container_manager.models.leases import Offer
-from container_manager.states import Isolation
+from container_manager.models.offers import Described, offers_of
 
 logger = logging.getLogger("container_manager")
 
 PROBE_SECONDS = 5.0
-STRENGTH = {str(isolation): rank for rank, isolation in enumerate(Isolation)}
 
 
 class Engine:
@@ -48,10 +47,6 @@ class Engine:
             return self.executor.proves_gone(engine_id)
         except EngineUnavailable:
             return False
-
-    @property
-    def strongest(self) -> str:
-        return max(self.capabilities.isolations, key=STRENGTH.__getitem__, default="")
 
 
 class Engines:
@@ -104,49 +99,16 @@ class Engines:
                 "engine_id": engine.id,
                 "engine": engine.capabilities.engine,
                 "isolations": list(engine.capabilities.isolations),
+                "outlives_worker": engine.capabilities.outlives_worker,
                 "available": engine.available,
             }
             for engine in self._engines.values()
             if engine.id
         }
 
-    def offers(self, elsewhere: Iterable[Mapping[str, Any]] = ()) -> tuple[Offer, ...]:
+    def offers(self, elsewhere: Iterable[Described] = ()) -> tuple[Offer, ...]:
         """The lanes that this worker serves; `elsewhere`: what the other living workers offer."""
-        ready = [engine for engine in self._engines.values() if engine.available]
-        named = [offer for engine in ready for offer in _offers_of(engine)]
-        return (*named, *self._unnamed(ready, elsewhere))
-
-    def _unnamed(
-        self, ready: list[Engine], elsewhere: Iterable[Mapping[str, Any]]
-    ) -> Iterable[Offer]:
-        by_strength = sorted(ready, key=lambda engine: STRENGTH.get(engine.strongest, 0))
-        first: dict[str, Engine] = {}
-        for engine in by_strength:
-            first |= dict.fromkeys(engine.capabilities.isolations, engine)
-        for isolation, engine in first.items():
-            yield Offer("", isolation, engine.alias, isolation, engine.id)
-        if by_strength and self._may_choose(by_strength[-1].strongest, elsewhere):
-            best = by_strength[-1]
-            yield Offer("", Isolation.AUTO, best.alias, best.strongest, best.id)
-
-    def _may_choose(self, strongest: str, elsewhere: Iterable[Mapping[str, Any]]) -> bool:
-        """A job that leaves the choice to us is no plain process while anything else is there."""
-        if strongest != Isolation.PROCESS:
-            return True
-        known_here = [engine.strongest for engine in self._engines.values() if engine.id]
-        known_there = [
-            isolation
-            for offers in elsewhere
-            for offer in offers.values()
-            for isolation in offer.get("isolations", ())
-        ]
-        return all(word == Isolation.PROCESS for word in (*known_here, *known_there) if word)
-
-
-def _offers_of(engine: Engine) -> Iterable[Offer]:
-    for isolation in engine.capabilities.isolations:
-        yield Offer(engine.alias, isolation, engine.alias, isolation, engine.id)
-    yield Offer(engine.alias, Isolation.AUTO, engine.alias, engine.strongest, engine.id)
+        return offers_of(self.described(), elsewhere)
 
 
 def load(entry: Mapping[str, Any]) -> Executor:

@@ -31,6 +31,7 @@ from container_manager.worker.runner import Run, run_inline
 from container_manager.worker.sweeper import Sweeper
 from container_manager.worker.upkeep import (
     ExpireWaiting,
+    ForgetKeys,
     GiveUpUnproven,
     RequeueRetries,
     SweepRemains,
@@ -114,6 +115,7 @@ class WorkerLoop:
             (Every(settings.UPKEEP_SECONDS), RequeueRetries()),
             (Every(settings.UPKEEP_SECONDS), ExpireWaiting()),
             (Every(settings.UPKEEP_SECONDS), GiveUpUnproven()),
+            (Every(ForgetKeys.EVERY_SECONDS), ForgetKeys()),
         ]
 
     # From outside

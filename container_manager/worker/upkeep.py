@@ -38,6 +38,15 @@ class GiveUpUnproven:
             lifecycle.give_up_unproven(seconds)
 
 
+class ForgetKeys:
+    """Deletes Idempotency-Keys that have expired."""
+
+    EVERY_SECONDS = 60.0
+
+    def __call__(self) -> None:
+        lifecycle.forget_keys()
+
+
 class SweepRemains:
     """Removes what ended attempts left on this worker's engines, when its own worker could not."""
 

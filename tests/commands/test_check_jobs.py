@@ -224,6 +224,36 @@ def test_a_trigger_that_is_missing_is_found() -> None:
     assert codes(job_ids=[]) == set()
 
 
+@pytest.mark.parametrize(
+    ("table", "columns", "values"),
+    [
+        ("job_changes", "owner, executor, jobs", "'', '', 1"),
+        ("job_changes", "owner, executor, jobs", "'=7', '', -1"),
+        ("job_changes", "owner, executor, duration_ms, jobs", "'', '', 5000, 1"),
+        ("job_counts", "scope, executor, part, jobs", "'*', 'docker', 0, 1"),
+        ("job_durations", "scope, width, from_ms, part, jobs, total_ms", "'=7', 1, 9, 0, 1, 9"),
+        ("job_durations", "scope, width, from_ms, part, jobs, total_ms", "'*', 1, 9, 0, 0, 1"),
+    ],
+)
+def test_a_counter_that_is_not_what_the_rows_say_is_found_and_counted_anew(
+    table: str, columns: str, values: str
+) -> None:
+    lived("running", "completed")
+    if table != "job_durations":
+        columns, values = (
+            f"status, queue, isolation, {columns}",
+            f"'completed', 'default', 'auto', {values}",
+        )
+    with connection.cursor() as cursor:
+        cursor.execute(f"INSERT INTO {table} ({columns}) VALUES ({values})")
+    answer = run("check_jobs")
+    assert (answer.code, codes()) == (1, {"counter"})
+    assert answer.lines[0].startswith("finding counter: job_")
+    assert codes(job_ids=[]) == set()
+    assert run("check_jobs", "--recount").code == 0
+    assert codes() == set()
+
+
 def test_findings_are_lines_and_json_and_exit_code_1() -> None:
     job = lived()
     ContainerJob.objects.filter(pk=job.pk).update(retry_count=4, max_retries=3)

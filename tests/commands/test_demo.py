@@ -1,12 +1,10 @@
-"""The demo and the worker of `standalone`, as real processes."""
+"""The demo, as a real process."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sqlite3
-import time
 from pathlib import Path
 
 import pytest
@@ -76,28 +74,3 @@ def test_the_demo_says_what_is_missing_where_it_cannot_run(shell: Shell) -> None
     answer = shell("demo", CONTAINER_MANAGER_PROCESS_EXECUTOR="off")
     assert answer.code == 1
     assert "CONTAINER_MANAGER_PROCESS_EXECUTOR=on" in answer.err
-
-
-def test_standalone_starts_a_dead_worker_again_and_leaves_no_process(shell: Shell) -> None:
-    standalone = shell.start("standalone")
-    first = eventually(lambda: children_of(standalone.pid))
-    time.sleep(1)
-    os.kill(min(first), signal.SIGKILL)
-    second = eventually(lambda: children_of(standalone.pid) - first)
-    job = shell("submit_job", "--executor", "process", "--wait", "--", "echo", "hi")
-    assert job.code == 0, job.err
-    standalone.send_signal(signal.SIGTERM)
-    out, err = standalone.communicate(timeout=60)
-    assert standalone.returncode == 0
-    assert "another starts in 1 s" in err
-    assert "Stopped" in out
-    assert not any(is_alive(pid) for pid in second)
-
-
-def test_a_standalone_that_is_killed_takes_its_worker_along(shell: Shell) -> None:
-    standalone = shell.start("standalone")
-    workers = eventually(lambda: children_of(standalone.pid))
-    time.sleep(1.5)
-    standalone.kill()
-    standalone.communicate(timeout=30)
-    eventually(lambda: not any(is_alive(pid) for pid in workers))

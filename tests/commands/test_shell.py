@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -134,6 +134,12 @@ def test_a_real_terminal_gets_a_table_without_its_width_exceeded(shell: Shell) -
     assert all(len(line) <= 80 for line in lines)
 
 
+def has_open(pid: int, path: Path) -> bool:
+    """Does this process have that file open?"""
+    links = Path(f"/proc/{pid}/fd").iterdir()
+    return any(os.path.realpath(link) == os.path.realpath(path) for link in links)
+
+
 @pytest.mark.parametrize("command", ["submit_job", "job_logs"])
 def test_ctrl_c_ends_in_order(command: str, shell: Shell) -> None:
     if command == "submit_job":
@@ -141,7 +147,7 @@ def test_ctrl_c_ends_in_order(command: str, shell: Shell) -> None:
         eventually(lambda: shell("list_jobs").code == 0)
     else:
         process = shell.start("job_logs", "--follow", submit(shell))
-        time.sleep(2)
+        eventually(lambda: has_open(process.pid, shell.database))
     process.send_signal(signal.SIGINT)
     _out, err = process.communicate(timeout=30)
     assert process.returncode == 130

@@ -1,30 +1,48 @@
-"""Tests that need Docker are left out where no engine answers, and that is said loudly.
+"""Tests that need Docker or Chromium are left out where there is none, and that is said loudly.
 
-With REQUIRE_DOCKER set (as in CI) a missing engine is a failure.
+With REQUIRE_DOCKER or REQUIRE_BROWSER set (as in CI) it is a failure.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 
-_left_out = pytest.StashKey[str]()
+_left_out = pytest.StashKey[dict[str, str]]()
+
+
+def _no_docker() -> str:
+    from tests.support import docker_engine
+
+    return docker_engine.why_not()
+
+
+def _no_browser() -> str:
+    from tests.support import chromium
+
+    return chromium.why_not()
+
+
+NEEDS: dict[str, Callable[[], str]] = {"docker": _no_docker, "browser": _no_browser}
+"""Marker to a function that says what is missing for it here."""
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not any(item.get_closest_marker("docker") for item in items):
-        return
-    from tests.support import docker_engine
-
-    why = docker_engine.why_not()
-    if why and os.environ.get("REQUIRE_DOCKER"):
-        raise pytest.UsageError(f"REQUIRE_DOCKER is set: {why}")
-    config.stash[_left_out] = why
+    config.stash[_left_out] = {
+        marker: why
+        for marker, why_not in NEEDS.items()
+        if any(item.get_closest_marker(marker) for item in items) and (why := why_not())
+    }
+    for marker, why in config.stash[_left_out].items():
+        if os.environ.get(variable := f"REQUIRE_{marker.upper()}"):
+            raise pytest.UsageError(f"{variable} is set: {why}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if why := terminalreporter.config.stash.get(_left_out, ""):
-        terminalreporter.section("THE DOCKER TESTS WERE LEFT OUT", sep="!", red=True, bold=True)
+    for marker, why in terminalreporter.config.stash.get(_left_out, {}).items():
+        title = f"THE {marker.upper()} TESTS WERE LEFT OUT"
+        terminalreporter.section(title, sep="!", red=True, bold=True)
         terminalreporter.line(why, red=True, bold=True)

@@ -39,12 +39,13 @@ def wait_until(condition: Callable[[], T], what: str = "", patience: float = PAT
     return value
 
 
-def database_url() -> str:
-    """Where a process of its own finds the database of this test run."""
+def database_url(name: str = "") -> str:
+    """Where a process of its own finds the database of this test run, or another beside it."""
     settings = connection.settings_dict
+    name = name or str(settings["NAME"])
     if connection.vendor == "sqlite":
-        return f"sqlite:///{settings['NAME']}"
-    user, name, host = settings["USER"], settings["NAME"], settings["HOST"]
+        return f"sqlite:///{name}"
+    user, host = settings["USER"], settings["HOST"]
     password = f":{quote(settings['PASSWORD'])}" if settings["PASSWORD"] else ""
     if host.startswith("/"):
         return f"postgres://{user}{password}@/{name}?host={quote(host)}"

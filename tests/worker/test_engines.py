@@ -118,6 +118,7 @@ def test_others_see_what_is_offered_here(engines):
             "engine_id": "box-engine",
             "engine": "",
             "isolations": ["container"],
+            "outlives_worker": True,
             "available": True,
         }
     }

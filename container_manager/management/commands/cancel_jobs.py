@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from container_manager.bulk import Verb
 from container_manager.management.stopping import StopCommand
-from container_manager.states import StopKind
 
 
 class Command(StopCommand):
@@ -11,5 +11,5 @@ class Command(StopCommand):
         "Withdraw jobs: one that waits never starts; one that runs is asked to stop, given its "
         "grace, then stopped by force."
     )
-    kind = StopKind.CANCEL
+    verb = Verb.CANCEL
     participle = "cancelled"

@@ -1,4 +1,4 @@
-"""Compare history, rows, attempts and logs."""
+"""Compare history, rows, attempts, logs and counters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from container_manager import consistency
+from container_manager import consistency, guarding
 from container_manager.consistency import FINDING
 from container_manager.management import tables
 from container_manager.management.base import JobCommand, failed
@@ -18,15 +18,23 @@ from container_manager.models import ContainerJob
 
 class Command(JobCommand):
     help = (
-        "Compare history, rows, attempts and logs of all jobs, and the guard with the table of "
-        "states. Prints what contradicts itself; exit code 1 if there is anything. Changes nothing."
+        "Compare history, rows, attempts and logs of all jobs, their counters with the rows, and "
+        "the guard with the table of states. Prints what contradicts itself; exit code 1 if there "
+        "is anything. Changes nothing, but with --recount."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("ids", nargs="*", metavar="ID", help="only these jobs")
         parser.add_argument("--json", action="store_true", help="one JSON document")
+        parser.add_argument(
+            "--recount",
+            action="store_true",
+            help="begin the counters anew from the rows first; who writes a job waits meanwhile",
+        )
 
     def handle(self, **options: Any) -> None:
+        if options["recount"]:
+            guarding.recount("default")
         ids = find_ids(options["ids"]) if options["ids"] else None
         jobs = len(ids) if ids is not None else ContainerJob.objects.count()
         show = self._show_json if options["json"] else self._show_lines

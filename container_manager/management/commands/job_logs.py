@@ -54,7 +54,7 @@ class Command(JobCommand):
         if tail is not None:
             if tail < 0:
                 raise wrong_usage("--tail: must be a number of lines, 0 or more")
-            self._put("", 0, reader.last_lines(tail))
+            reader.seek_last_lines(tail)
         return reader
 
     def _follow(self, job: ContainerJob, reader: LogReader, only: int | None) -> LogReader:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from container_manager.bulk import Verb
 from container_manager.management.stopping import StopCommand
-from container_manager.states import StopKind
 
 
 class Command(StopCommand):
     help = "Stop jobs by force, at once. Their rows, output and history stay."
-    kind = StopKind.KILL
+    verb = Verb.KILL
     participle = "killed"

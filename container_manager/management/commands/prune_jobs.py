@@ -8,10 +8,11 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
+from container_manager.bulk import Result
 from container_manager.lifecycle import Stopped, prunable, prune
 from container_manager.management.base import wrong_usage
 from container_manager.management.selection import Selection, add_selection, select
-from container_manager.management.verbs import Result, VerbCommand
+from container_manager.management.verbs import VerbCommand
 from container_manager.models import ContainerJob
 from container_manager.states import SETTLED
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError
 from typing import Any
 
 from container_manager import conf, guarding
 from container_manager.management.base import JobCommand, failed, wrong_usage
+from container_manager.management.children import obey_parent
 from container_manager.worker.loop import WorkerLoop
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
@@ -32,7 +33,7 @@ class Command(JobCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--queues", type=_names, default=[], help="a,b: only these (all)")
-        parser.add_argument("--concurrency", type=_positive, help="jobs at once")
+        parser.add_argument("--concurrency", type=positive, help="jobs at once")
         parser.add_argument(
             "--executor", action="append", default=[], help="only this alias; may be repeated"
         )
@@ -40,6 +41,7 @@ class Command(JobCommand):
         parser.add_argument(
             "--until-idle", action="store_true", help="end when nothing is left to run"
         )
+        parser.add_argument("--supervised", action="store_true", help=SUPPRESS)
 
     def handle(self, **options: Any) -> None:
         known = conf.executors()
@@ -57,6 +59,8 @@ class Command(JobCommand):
             name=options["name"],
         )
         _drain_on_signals(loop)
+        if options["supervised"]:
+            obey_parent(loop.drain)
         code = loop.run()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,0 +1,94 @@
+"""The pictures of docs/admin.md. `make screenshots` writes them; each test run proves it could."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from container_manager import lifecycle
+from container_manager.models import ContainerJob, acting_as
+from tests.browser.conftest import PATIENCE_MILLISECONDS
+from tests.support.web import Person, Site, some_site
+from tests.support.workers import Workers, settled, wait_for
+
+MOST_BYTES = 200 * 1024
+LIST = "/admin/container_manager/containerjob/"
+LOCAL = {"executor": "process", "isolation": "process"}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Where the pictures go: SCREENSHOTS, else nowhere that stays."""
+    return Path(os.environ.get("SCREENSHOTS", tmp_path))
+
+
+@pytest.fixture
+def live_site(workers: Workers, tmp_path: Path) -> Iterator[Site]:
+    with some_site(tmp_path, workers) as site:
+        yield site
+
+
+def submit(name: str, script: str, **wanted: object) -> ContainerJob:
+    with acting_as("api:nightly"):
+        return lifecycle.submit(
+            name=name, command=["sh", "-c", script], queue_now=True, **{**LOCAL, **wanted}
+        )
+
+
+def some_work(workers: Workers) -> tuple[ContainerJob, ContainerJob]:
+    """A failed job and a running one, among others."""
+    lifecycle.steer_queue("archive", paused=True)
+    lifecycle.steer_queue("thumbnails", max_running=4)
+    batch = [
+        submit(f"thumbnails {number:02}", f"exit {number % 7 // 6}", queue="thumbnails")
+        for number in range(1, 25)
+    ]
+    submit("archive of last month", "true", queue="archive", labels={"team": "storage"})
+    lifecycle.submit(name="draft", command="true", **LOCAL)
+    failed = submit(
+        "nightly report",
+        "echo reading 3 sources; sleep 0.3; echo source 2 is missing >&2; exit 3",
+        queue="reports",
+        max_retries=0,
+        labels={"team": "data", "env": "production"},
+        environment={"REGION": "north"},
+        memory_limit_mb=256,
+        timeout_seconds=3600,
+    )
+    running = submit(
+        "import of customers", "i=0; while :; do echo row $i; i=$((i+1)); sleep 1; done"
+    )
+    workers.start("--name", "worker-a", "--concurrency", "8").wait_until_started()
+    settled(failed)
+    wait_for(running, "running")
+    for job in batch:
+        wait_for(job, "completed", "failed", "retrying")
+    return failed, running
+
+
+def test_the_pictures_of_the_documentation(
+    sign_in: Callable[[Person], Page], operator: Person, workers: Workers, pictures: Path
+) -> None:
+    failed, running = some_work(workers)
+    page = sign_in(operator)
+    page.set_viewport_size({"width": 1280, "height": 800})
+
+    def take(name: str, address: str, sight: str) -> None:
+        page.goto(address)
+        expect(page.locator(sight).first).to_be_visible(timeout=PATIENCE_MILLISECONDS)
+        page.wait_for_function("document.fonts.status === 'loaded'")
+        file = pictures / f"admin-{name}.png"
+        page.screenshot(path=file)
+        assert file.stat().st_size < MOST_BYTES
+
+    take("dashboard", "/admin/", ".cm-chart rect")
+    take("jobs", LIST, "#result_list .cm-name")
+    take("failed", f"{LIST}{failed.pk}/change/", ".cm-stderr")
+    take("running", f"{LIST}{running.pk}/change/", ".cm-stdout")
+    take("submit", f"{LIST}add/?like={failed.pk}", ".cm-form")
+    take("queues", "/admin/container_manager/queue/", "tr[data-queue]")
+    take("workers", "/admin/container_manager/worker/", ".cm-open")
