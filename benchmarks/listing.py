@@ -177,9 +177,12 @@ BATCH = 50_000
 # One in ten failed, one in a hundred waits, the rest completed; a second between two jobs.
 _INSERT = """
 INSERT INTO container_jobs (id, version, transition_info, created_at, updated_at, name,
-  created_by_id, labels, managed_by, image, command, working_dir, environment, pull_policy, isolation, executor,
-  network, start_timeout_seconds, stop_grace_seconds, queue, priority, queued_at, max_retries,
-  retry_count, infra_retry_count, retry_policy, status, attempt, reason, launched_at, completed_at,
+  created_by_id, labels, managed_by, image, command, working_dir, environment, pull_policy,
+  isolation, executor,
+  network, start_timeout_seconds, stop_grace_seconds, queue, priority, queued_at,
+  max_retries,
+  retry_count, infra_retry_count, retry_policy, status, attempt, reason, launched_at,
+  completed_at,
   duration_ms, exit_code, output, error, oom_killed)
 SELECT gen_random_uuid(), 1, '{"actor": "bench", "version": 1}', at, at, 'job ' || n, %s,
   '{"team": "data"}', '', 'busybox:latest', '["/bin/sh", "-c", "echo hello"]', '',

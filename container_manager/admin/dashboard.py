@@ -46,10 +46,7 @@ def now() -> dict[str, Any]:
     workers = machinery.workers()
     return {
         "stats": stats
-        | {
-            name: showing.span(stats[f"{name}_duration_ms"] / 1000)
-            for name in ("avg", "p50", "p95")
-        },
+        | {name: _length(stats[f"{name}_duration_ms"]) for name in ("avg", "p50", "p95")},
         "strip": strip(stats["by_status"]),
         "queues": machinery.queues(),
         "chart": chart(slots),
@@ -60,6 +57,11 @@ def now() -> dict[str, Any]:
         "running": sum(worker.running for worker in workers if worker.alive),
         "slots": sum(worker.concurrency for worker in workers if worker.alive),
     }
+
+
+def _length(milliseconds: float) -> str:
+    """Nothing was measured where no job has completed."""
+    return showing.span(milliseconds / 1000) if milliseconds else "\N{EN DASH}"
 
 
 def jobs_url(**filters: str) -> str:

@@ -6,20 +6,18 @@ It only reads what was typed; what a field may hold is for `lifecycle` to say, a
 from __future__ import annotations
 
 import json
+import secrets
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from django import forms
-from django.core.exceptions import ValidationError
+from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 
 from container_manager import conf, retries
 from container_manager.lifecycle import SUBMITTABLE
 from container_manager.models import ContainerJob, validators
 from container_manager.states import Isolation, PullPolicy
-
-KEPT = "***"
-"""Stands for a value of the environment that is not shown; given back, it stays what it was."""
 
 
 class Lines(forms.CharField):
@@ -49,6 +47,8 @@ def _object(text: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise ValidationError(f"Not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise ValidationError("Not valid JSON: nested too deeply") from error
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -112,7 +112,8 @@ class JobForm(forms.Form):
     priority = _number("Priority", "0 to 100, higher first", 50)
     environment = Lines(
         label="Environment",
-        help_text=f"Lines NAME=value, or a JSON object; {KEPT} keeps a value that is not shown.",
+        help_text="Lines NAME=value, or a JSON object;"
+        f" {validators.MASK} keeps a value that is not shown.",
     )
     labels = Lines(label="Labels", help_text="Lines name=value, or a JSON object.")
     scheduled_for = forms.DateTimeField(
@@ -143,6 +144,10 @@ class JobForm(forms.Form):
 
     queue_now = forms.BooleanField(label="Queue now", required=False, initial=True)
     revision = forms.CharField(required=False, widget=forms.HiddenInput)
+    once = forms.CharField(
+        required=False, widget=forms.HiddenInput, initial=lambda: secrets.token_hex(16)
+    )
+    """Tells one submission from the same one sent twice."""
 
     groups = (
         ("", ("name", "image", "command", "queue", "priority")),
@@ -197,6 +202,10 @@ class JobForm(forms.Form):
             said["environment"] = _with_kept(said["environment"], source)
         return {name: USUAL[name] if value in (None, "") else value for name, value in said.items()}
 
+    def marked(self) -> bool:
+        """Is something wrong at a field?"""
+        return any(name != NON_FIELD_ERRORS for name in self.errors)
+
     def refuse(self, error: ValidationError) -> None:
         """Show what is wrong, each at its field."""
         by_field = getattr(error, "error_dict", None)
@@ -209,17 +218,16 @@ class JobForm(forms.Form):
 
 def _with_kept(said: dict[str, Any], source: ContainerJob | None) -> dict[str, Any]:
     there = source.environment if source else {}
-    for name, value in said.items():
-        if value == KEPT and name not in there:
-            message = f"{name[:80]!r} has no value that could be kept: give it one."
-            raise ValidationError({"environment": message})
-    return {name: there[name] if value == KEPT else value for name, value in said.items()}
+    return {
+        name: there.get(name, value) if value == validators.MASK else value
+        for name, value in said.items()
+    }
 
 
 def as_typed(job: ContainerJob) -> dict[str, Any]:
     """What the form shows of a job that is there; values of the environment stay hidden."""
     return {name: getattr(job, name) for name in USUAL} | {
-        "environment": dict.fromkeys(job.environment, KEPT),
+        "environment": dict.fromkeys(job.environment, validators.MASK),
         "revision": job.revision,
     }
 

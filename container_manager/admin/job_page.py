@@ -23,6 +23,13 @@ MOVES_SHOWN, ATTEMPTS_SHOWN = 100, 50
 DANGEROUS = (Verb.CANCEL, Verb.KILL)
 """What is asked about before it is done."""
 
+DONE = {
+    Verb.QUEUE: "queued",
+    Verb.RETRY: "retried",
+    Verb.CANCEL: "cancelled",
+    Verb.KILL: "killed",
+}
+
 
 # What may be done ---------------------------------------------------------------------------------
 
@@ -162,13 +169,22 @@ def log(job: ContainerJob, attempt: int | None) -> dict[str, Any]:
     number = job.attempt if attempt is None else attempt
     start = logs.start_of_tail(job.pk, number)
     shown = more_log(job, number, start, follows=attempt is None)
-    row = JobAttempt.objects.filter(job=job, attempt=number).first()
+    emitted, omitted = _printed(job, number)
     return shown | {
         "skipped": sum(start.values()),
-        "omitted": row.stdout_omitted + row.stderr_omitted if row else 0,
-        "emitted": row.stdout_bytes + row.stderr_bytes if row else 0,
+        "omitted": omitted,
+        "emitted": emitted,
+        "kept": emitted - omitted,
         "streams": list(Stream),
     }
+
+
+def _printed(job: ContainerJob, attempt: int) -> tuple[int, int]:
+    """Bytes that were printed, and those of them that were not kept."""
+    row = JobAttempt.objects.filter(job=job, attempt=attempt).first()
+    if row is None:
+        return 0, 0
+    return row.stdout_bytes + row.stderr_bytes, row.stdout_omitted + row.stderr_omitted
 
 
 def more_log(
@@ -177,11 +193,13 @@ def more_log(
     """What was printed since, and whether to ask again."""
     over = logs.is_over(job, attempt)
     piece = logs.read(job.pk, attempt, position, ended=over)
+    read_nothing = not piece.bits and not any(position.values())
     return {
         "job": job,
         "attempt": attempt,
         "piece": piece,
         "follows": follows,
         "over": over,
+        "silent": over and read_nothing and _printed(job, attempt)[0] == 0,
         "polls": piece.more or not over or (follows and not job.is_settled),
     }

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 from uuid import UUID
 
 from django.contrib import admin, messages
-from django.core.exceptions import PermissionDenied, SuspiciousOperation, ValidationError
+from django.core.exceptions import (
+    NON_FIELD_ERRORS,
+    PermissionDenied,
+    SuspiciousOperation,
+    ValidationError,
+)
 from django.core.paginator import Paginator
 from django.db.models import QuerySet
 from django.http import (
@@ -18,6 +26,7 @@ from django.http import (
     HttpResponse,
     HttpResponseBase,
     HttpResponseRedirect,
+    QueryDict,
     StreamingHttpResponse,
 )
 from django.shortcuts import get_object_or_404
@@ -41,6 +50,9 @@ from container_manager.templatetags import cm as showing
 
 AT_ONCE = 1_000
 """Jobs that one action here moves at most; the commands move any number."""
+
+ASKED = (*USUAL, "queue_now", "once")
+"""The fields of the form of a new job."""
 
 NOT_LISTED = ("output", "error", "environment", "retry_policy", "transition_info")
 """What the list does not read: it may be long."""
@@ -119,7 +131,12 @@ class JobAdmin(OperatorAdmin):
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> Any:
         if request.method == "POST" and not access.operates(request.user):
             raise PermissionDenied
-        shown = {"title": "Jobs", "strip": dashboard.strip(job_stats()["by_status"])}
+        may = access.operates(request.user)
+        shown = {
+            "title": "Jobs",
+            "operates": may,
+            "strip": dashboard.strip(job_stats()["by_status"]),
+        }
         return super().changelist_view(request, {**shown, **(extra_context or {})})
 
     def counts(self, request: HttpRequest) -> HttpResponse:
@@ -242,51 +259,64 @@ class JobAdmin(OperatorAdmin):
         if not self.has_add_permission(request):
             raise PermissionDenied
         like = _like(request)
-        form = JobForm(request.POST or None, initial=_beginning(like), only=(*USUAL, "queue_now"))
-        job = self._submitted(request, form, like) if form.is_valid() else None
-        if job is not None:
-            messages.success(request, f"Submitted; it is {job.status}.")
-            self.note(request, [job], "Submitted.")
-            return HttpResponseRedirect(self.url_of("change", job.pk))
+        form = JobForm(request.POST or None, initial=_beginning(like), only=ASKED)
+        pk = self._submitted(request, form, like) if form.is_valid() else None
+        if pk is not None:
+            return HttpResponseRedirect(self.url_of("change", pk))
         return self._form(request, form, "Submit a job", like=like, verb="Submit")
 
     def _submitted(
         self, request: HttpRequest, form: JobForm, like: ContainerJob | None
-    ) -> ContainerJob | None:
+    ) -> str | None:
+        """The id of the new job; a form that is sent twice makes one job."""
+        scope, form_hash = f"user:{request.user.pk} admin submit", _hash_of(request)
+        act = lambda: self._submit(request, form, like)  # noqa: E731
         try:
-            with acting_as(actor(request)):
-                return lifecycle.submit(
-                    **form.wanted(like),
-                    created_by=request.user,
-                    queue_now=form.cleaned_data["queue_now"],
-                )
+            made, first = lifecycle.once(scope, form_hash, form_hash, act)
         except ValidationError as error:
             form.refuse(error)
             return None
+        if first:
+            messages.success(request, f"Submitted; it is {made['status']}.")
+        else:
+            messages.info(request, "This form was sent before; this is the job that it made.")
+        return str(made["id"])
+
+    def _submit(
+        self, request: HttpRequest, form: JobForm, like: ContainerJob | None
+    ) -> dict[str, str]:
+        with acting_as(actor(request)):
+            job = lifecycle.submit(
+                **form.wanted(like),
+                created_by=request.user,
+                queue_now=form.cleaned_data["queue_now"],
+            )
+        self.note(request, [job], "Submitted.")
+        return {"id": str(job.pk), "status": job.status}
 
     def edit(self, request: HttpRequest, pk: UUID) -> HttpResponseBase:
         """Change what its state still allows."""
         job = _job(pk)
         if not access.may_change(request.user, job):
             raise PermissionDenied
-        only = (*lifecycle.changeable(job.status), "revision")
-        form = JobForm(request.POST or None, initial=as_typed(job), only=only)
+        changeable = lifecycle.changeable(job.status)
+        form = JobForm(request.POST or None, initial=as_typed(job), only=(*changeable, "revision"))
         if form.is_valid() and self._amended(request, form, job):
             return HttpResponseRedirect(self.url_of("change", pk))
         title = f"Change {showing.title(job)}"
-        return self._form(request, form, title, job=job, verb="Save")
+        about = {"fixed": not changeable.issuperset(USUAL), "stale": _is_stale(form)}
+        return self._form(request, form, title, job=job, verb="Save", **about)
 
     def _amended(self, request: HttpRequest, form: JobForm, job: ContainerJob) -> bool:
         try:
             wanted = form.wanted(job)
             changes = {name: value for name, value in wanted.items() if value != getattr(job, name)}
-            if changes:
-                lifecycle.amend(job.pk, changes, revision=form.cleaned_data["revision"] or None)
+            lifecycle.amend(job.pk, changes, revision=form.cleaned_data["revision"] or None)
         except ValidationError as error:
             form.refuse(error)
         except (StaleState, NotChangeable):
-            message = "It has changed meanwhile; nothing was saved. Look at it and begin anew."
-            form.add_error(None, message)
+            message = "It has changed meanwhile; nothing was saved."
+            form.add_error(None, ValidationError(message, code="stale"))
         except ContainerJob.DoesNotExist:
             raise Http404 from None
         else:
@@ -319,18 +349,22 @@ class JobAdmin(OperatorAdmin):
 
     def _ask_about(self, request: HttpRequest, verb: Verb, chosen: QuerySet[Any]) -> HttpResponse:
         pks = list(chosen.order_by("pk").values_list("pk", flat=True)[: AT_ONCE + 1])
-        return self._too_many(request) if len(pks) > AT_ONCE else self._ask(request, verb, pks)
+        came_from = {"listed": request.GET.urlencode()}
+        if len(pks) > AT_ONCE:
+            return self._too_many(request, came_from)
+        return self._ask(request, verb, pks, came_from)
 
     def do(self, request: HttpRequest, verb: str) -> HttpResponseBase:
         """Ask whether to do it; posted, do it and show what came of each job."""
         if verb not in Verb.values:
             raise Http404
         handle = self._act if request.method == "POST" else self._ask
-        pks = _ids(request.POST if request.method == "POST" else request.GET)
+        given = request.POST if request.method == "POST" else request.GET
+        pks = _ids(given)
         if len(pks) > AT_ONCE:
-            return self._too_many(request)
+            return self._too_many(request, given)
         self._refuse_strangers(request, pks)
-        return handle(request, Verb(verb), pks)
+        return handle(request, Verb(verb), pks, given)
 
     def _refuse_strangers(self, request: HttpRequest, pks: Sequence[UUID]) -> None:
         if not access.operates(request.user):
@@ -338,39 +372,56 @@ class JobAdmin(OperatorAdmin):
             if not pks or not all(access.may_change(request.user, job) for job in jobs):
                 raise PermissionDenied
 
-    def _too_many(self, request: HttpRequest) -> HttpResponse:
+    def _way_back(self, given: Mapping[str, str], pks: Sequence[UUID] = ()) -> str:
+        """To the page of the one job, or to the list as it was filtered."""
+        if given.get("back") == "job" and len(pks) == 1:
+            return self.url_of("change", pks[0])
+        query = QueryDict(given.get("listed", "")).urlencode()
+        return self.url_of("changelist") + (f"?{query}" if query else "")
+
+    def _too_many(self, request: HttpRequest, given: Mapping[str, str]) -> HttpResponse:
         message = (
             f"More than {AT_ONCE:,} jobs at once: narrow the selection, or use the commands"
             " (manage.py kill_jobs …), which take any number."
         )
         messages.error(request, message)
-        return HttpResponseRedirect(self.url_of("changelist"))
+        return HttpResponseRedirect(self._way_back(given))
 
-    def _ask(self, request: HttpRequest, verb: Verb, pks: Sequence[UUID]) -> HttpResponse:
-        jobs = list(ContainerJob.objects.filter(pk__in=pks).defer(*NOT_LISTED))
-        able = [job for job in jobs if job_page.possible(job, verb)]
+    def _ask(
+        self, request: HttpRequest, verb: Verb, pks: Sequence[UUID], given: Mapping[str, str]
+    ) -> HttpResponse:
+        able: list[ContainerJob] = []
+        others: list[ContainerJob] = []
+        for job in ContainerJob.objects.filter(pk__in=pks).defer(*NOT_LISTED):
+            (able if job_page.possible(job, verb) else others).append(job)
         return self.page(
             request,
             "confirm.html",
-            f"{verb.label} {_jobs(len(able))}?",
+            _question(verb, len(able)),
             verb=verb,
             dangerous=verb in job_page.DANGEROUS,
             able=able,
-            others=[job for job in jobs if job not in able],
-            back=request.GET.get("back", ""),
+            ids=",".join(str(job.pk) for job in able),
+            others=others,
+            back=given.get("back", ""),
+            listed=given.get("listed", ""),
+            way_back=self._way_back(given, pks),
         )
 
-    def _act(self, request: HttpRequest, verb: Verb, pks: Sequence[UUID]) -> HttpResponse:
+    def _act(
+        self, request: HttpRequest, verb: Verb, pks: Sequence[UUID], given: Mapping[str, str]
+    ) -> HttpResponse:
         results = list(bulk.act(verb, pks, actor=actor(request), user=request.user))
         self._note_results(request, verb, results)
-        if len(results) == 1 and request.POST.get("back") == "job":
+        if len(results) == 1 and given.get("back") == "job":
             return self._back(request, verb, results[0])
         jobs = ContainerJob.objects.defer(*NOT_LISTED).in_bulk(pks)
         rows = [{"result": each, "job": jobs.get(each.job_id)} for each in results]
         bad = sum(not each.good for each in results)
         counts = Counter(str(each.word).replace("_", " ") for each in results)
         title = f"{verb.label}: {', '.join(f'{count} {word}' for word, count in counts.items())}"
-        return self.page(request, "results.html", title, verb=verb, rows=rows, bad=bad)
+        about = {"rows": rows, "bad": bad, "way_back": self._way_back(given)}
+        return self.page(request, "results.html", title, verb=verb, **about)
 
     def _back(self, request: HttpRequest, verb: Verb, result: Result) -> HttpResponse:
         """To the page of the one job that was meant."""
@@ -391,14 +442,36 @@ def _jobs(count: int) -> str:
     return "1 job" if count == 1 else f"{count:,} jobs"
 
 
+def _question(verb: Verb, able: int) -> str:
+    if not able:
+        return f"None of these can be {job_page.DONE[verb]} now"
+    return f"{verb.label} {_jobs(able)}?"
+
+
+def _hash_of(request: HttpRequest) -> str:
+    """What tells this form from any other that was sent; one without a mark is like no other."""
+    said = {name: texts for name, texts in request.POST.lists() if name != "csrfmiddlewaretoken"}
+    if not request.POST.get("once"):
+        said["once"] = [secrets.token_hex(16)]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _is_stale(form: JobForm) -> bool:
+    return form.is_bound and form.has_error(NON_FIELD_ERRORS, "stale")
+
+
 def _job(pk: UUID) -> ContainerJob:
     return get_object_or_404(ContainerJob.objects.select_related("created_by"), pk=pk)  # type: ignore[no-any-return]
 
 
 def _ids(given: Any) -> list[UUID]:
-    """The ids of a form or an address, each once; bad ones are no mistake of a person."""
+    """The ids of a form or an address, each once; bad ones are no mistake of a person.
+
+    All in one field: Django reads no form of more than 1,000 fields.
+    """
+    texts = ",".join(given.getlist("ids"))
     try:
-        return list(dict.fromkeys(UUID(text) for text in given.getlist("ids")))
+        return list(dict.fromkeys(UUID(text) for text in texts.split(","))) if texts else []
     except ValueError as error:
         raise SuspiciousOperation("ids: not the ids of jobs") from error
 
@@ -440,7 +513,8 @@ def _beginning(like: ContainerJob | None) -> dict[str, Any]:
 def _example() -> dict[str, Any]:
     steps = 'for step in 1 2 3; do echo "step $step"; sleep 1; done; echo done'
     wanted = {"name": "my first job", "command": ["sh", "-c", steps]}
-    ready = {each.alias: each for each in machinery.executors() if each.available}
-    if set(ready) == {"process"}:
+    executors = machinery.executors()
+    ready = {each.alias for each in executors if each.available}
+    if (ready or {each.alias for each in executors}) == {"process"}:
         return wanted | {"executor": "process", "isolation": "process"}
     return wanted | {"image": "busybox:latest"}

@@ -19,8 +19,19 @@ TAIL = 128 * 1024
 AT_ONCE = 256 * 1024
 """Bytes of a piece; what is left comes with the next one."""
 
+MOST_HELD_BACK = 4096
+"""Bytes that may be the beginning of something; more of them are shown as they are."""
+
 # What steers a terminal: CSI (colours, cursor), OSC (titles, links), the short ones.
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|\x1b(?:\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]+[0-~]|[0-Z\\^-~])"
+)
+
+# The beginning of one of those, or of CR LF, at the end of what was read.
+_UNFINISHED = re.compile(
+    rb"(?:\x1b(?:\[[0-?]*[ -/]*|\][^\x07\x1b]*\x1b?|[ -/]*)|\xc2\x9b[0-?]*[ -/]*|\r)\Z"
+)
 
 
 def readable(text: str) -> str:
@@ -55,10 +66,12 @@ def start_of_tail(job_id: UUID, attempt: int) -> dict[str, int]:
 
 
 def read(job_id: UUID, attempt: int, position: Mapping[str, int], *, ended: bool) -> Piece:
-    """The output behind `position`; an unfinished character is left for the next piece."""
+    """The output behind `position`; what is unfinished at its end is left for the next piece."""
     reader = LogReader(job_id, attempt, list(position), position)
     piece, characters = Piece(), _Characters()
     for stream, missing, data in reader.unread():
+        if missing:
+            piece.bits.append(Bit(stream, characters.rest(stream)))
         piece.bits.append(Bit(stream, characters.text(stream, data), missing))
         if sum(reader.read_to.values()) - sum(position.values()) >= AT_ONCE:
             piece.more = True
@@ -74,23 +87,30 @@ def read(job_id: UUID, attempt: int, position: Mapping[str, int], *, ended: bool
 
 
 class _Characters:
-    """Bytes of both streams to text; a character may be split between two chunks."""
+    """Bytes of both streams to text; whatever belongs together may be split between chunks."""
 
     def __init__(self) -> None:
         self._decoders: dict[str, codecs.IncrementalDecoder] = {}
+        self._held: dict[str, bytes] = {}
 
     def _of(self, stream: str) -> codecs.IncrementalDecoder:
         make = codecs.getincrementaldecoder("utf-8")
         return self._decoders.setdefault(stream, make("replace"))
 
     def text(self, stream: str, data: bytes) -> str:
+        data = self._held.pop(stream, b"") + data
+        found = _UNFINISHED.search(data)
+        if found and len(found[0]) <= MOST_HELD_BACK:
+            self._held[stream] = found[0]
+            data = data[: found.start()]
         return readable(self._of(stream).decode(data))
 
     def unfinished(self, stream: str) -> int:
-        return len(self._of(stream).getstate()[0])
+        return len(self._of(stream).getstate()[0]) + len(self._held.get(stream, b""))
 
     def rest(self, stream: str) -> str:
-        return self._of(stream).decode(b"", final=True)
+        held = self._held.pop(stream, b"")
+        return readable(self._of(stream).decode(held, final=True))
 
 
 def raw(job_id: UUID, attempt: int, stream: str) -> Iterator[bytes]:

@@ -40,7 +40,7 @@ from container_manager.api.pagination import PAGE, page, page_of, page_of_rows
 from container_manager.api.preconditions import IF_MATCH, IF_NONE_MATCH, etag
 from container_manager.api.waiting import until_stopped, wait_parameter
 from container_manager.lifecycle import Stopped
-from container_manager.models import ContainerJob, acting_as
+from container_manager.models import ContainerJob, access, acting_as
 from container_manager.reports.explain import explain
 from container_manager.states import JobStatus
 

@@ -51,7 +51,7 @@ class JobDuration(models.Model):
         return f"{self.scope} {self.from_ms}+{self.width}: {self.jobs}"
 
 
-class RunningNumber(models.BigAutoField):
+class RunningNumber(models.BigAutoField):  # type: ignore[type-arg]
     """Without SQLite's AUTOINCREMENT, which writes a second row each time; it begins again at 1."""
 
     def db_type_suffix(self, connection: Any) -> str | None:

@@ -6,7 +6,7 @@ changes that are not folded into them yet, and one statement sees one moment.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -29,23 +29,24 @@ def count_jobs(owner: Any = None, **among: Collection[str]) -> int:
         raise TypeError(f"Jobs are not counted by {', '.join(sorted(unknown))}")
     if not all(among.values()):
         return 0
-    names = {name: [f"{name}_{n}" for n in range(len(words))] for name, words in among.items()}
-    chosen = [
-        f"{name} IN ({', '.join(f'%({each})s' for each in each_name)})"
-        for name, each_name in names.items()
-    ]
-    parameters = {
-        each: str(word)
-        for name, words in among.items()
-        for each, word in zip(names[name], words, strict=True)
-    }
+    chosen, parameters = _chosen(among)
     ((jobs,),) = _rows(
         USING,
-        f"SELECT coalesce(sum(jobs), 0) FROM ({_COUNTED}) AS counted"
-        f" WHERE {' AND '.join(chosen) or 'true'}",
-        parameters | {"scope": _scope(USING, owner)},
+        f"SELECT coalesce(sum(jobs), 0) FROM ({_COUNTED}) AS counted WHERE {chosen}",
+        {**parameters, "scope": _scope(USING, owner)},
     )
     return int(jobs)
+
+
+def _chosen(among: Mapping[str, Collection[str]]) -> tuple[str, dict[str, str]]:
+    """A condition and its parameters."""
+    conditions: list[str] = []
+    parameters: dict[str, str] = {}
+    for name, words in among.items():
+        marked = {f"{name}_{number}": str(word) for number, word in enumerate(words)}
+        conditions.append(f"{name} IN ({', '.join(f'%({mark})s' for mark in marked)})")
+        parameters |= marked
+    return " AND ".join(conditions) or "true", parameters
 
 
 def counts_by_queue(owner: Any = None, queue: str | None = None) -> dict[str, dict[str, int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 
 from django.db import connections
@@ -77,13 +78,23 @@ def _by_lanes(using: str) -> str:
     return "INDEXED BY jobs_claim" if connections[using].vendor == "sqlite" else ""
 
 
-def oldest_of_lanes(using: str) -> str:
-    """A statement for id, queue and queued_at of the oldest job of each lane and priority.
+def oldest_by_queue(using: str, queue: str | None = None) -> dict[str, datetime]:
+    """By queue (or of this one), since when its oldest job waits."""
+    connection: Any = connections[using]
+    with connection.cursor() as cursor:
+        cursor.execute(oldest_of_lanes(using, queue), {"queue": queue})
+        found = dict(cursor.fetchall())
+    if connection.vendor == "postgresql":
+        return found
+    read = connection.ops.convert_datetimefield_value
+    return {name: read(moment, None, connection) for name, moment in found.items()}
 
-    One look at the index for each, however many jobs stand behind.
-    """
+
+def oldest_of_lanes(using: str, queue: str | None) -> str:
+    """The oldest job of each lane and priority is the first in the index: one look for each."""
+    only = "" if queue is None else "AND n.queue = %(queue)s"
     lane, place = "n.queue, n.executor, n.isolation", "n.priority DESC, n.queued_at, n.id"
-    first = f"SELECT n.id FROM container_jobs n {_by_lanes(using)} WHERE n.status = 'queued'"
+    first = f"SELECT n.id FROM container_jobs n {_by_lanes(using)} WHERE n.status = 'queued' {only}"
     return f"""
 WITH RECURSIVE oldest (id) AS (
   SELECT ({first} ORDER BY {lane}, {place} LIMIT 1)
@@ -93,7 +104,8 @@ WITH RECURSIVE oldest (id) AS (
       AND n.priority < j.priority ORDER BY {place} LIMIT 1),
     ({first} AND ({lane}) > (j.queue, j.executor, j.isolation) ORDER BY {lane}, {place} LIMIT 1))
   FROM oldest JOIN container_jobs j ON j.id = oldest.id)
-SELECT j.id, j.queue, j.queued_at FROM oldest JOIN container_jobs j ON j.id = oldest.id"""
+SELECT j.queue, min(j.queued_at) FROM oldest JOIN container_jobs j ON j.id = oldest.id
+GROUP BY j.queue"""
 
 
 def sqlite_lanes(using: str) -> list[Lane]:

@@ -13,11 +13,10 @@ from container_manager import conf
 from container_manager.models import ContainerJob, Queue
 from container_manager.models.base import database_now
 from container_manager.models.job_counts import counts_by_queue
-from container_manager.models.lanes import oldest_of_lanes
+from container_manager.models.lanes import oldest_by_queue
 from container_manager.models.offers import STRENGTH
 from container_manager.reports.fleet import Seen, seen_workers
 from container_manager.states import JobStatus
-
 
 USING = "default"
 
@@ -77,17 +76,9 @@ def _queue(
 
 
 def _seconds_waited(owner: Any, queue: str | None = None) -> dict[str, float]:
-    since = _oldest() if owner is None else _oldest_of(owner, queue)
+    since = oldest_by_queue(USING, queue) if owner is None else _oldest_of(owner, queue)
     now = database_now(USING)
     return {name: max(0.0, (now - moment).total_seconds()) for name, moment in since.items()}
-
-
-def _oldest() -> dict[str, datetime]:
-    """By queue, since when its oldest job waits: not by reading all that wait."""
-    found: dict[str, datetime] = {}
-    for job in ContainerJob.objects.using(USING).raw(oldest_of_lanes(USING)):
-        found[job.queue] = min(job.queued_at, found.get(job.queue, job.queued_at))
-    return found
 
 
 def _oldest_of(owner: Any, queue: str | None) -> dict[str, datetime]:

@@ -234,7 +234,9 @@ class _Line:
     @property
     def before(self) -> str:
         if not self.ahead:
-            return "nothing that was looked at is before it" if self.more else "nothing is before it"
+            return (
+                "nothing that was looked at is before it" if self.more else "nothing is before it"
+            )
         verb = "is" if self.ahead == 1 else "are"
         return f"{'at least ' if self.more else ''}{jobs(self.ahead)} {verb} before it"
 

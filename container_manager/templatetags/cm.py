@@ -127,7 +127,9 @@ def short_id(job_id: UUID) -> str:
 def copyable(job_id: UUID) -> SafeString:
     """A short id that copies the whole one."""
     return format_html(
-        '<button type="button" class="cm-id" data-cm-copy="{}" title="Copy {}">{}</button>',
+        '<button type="button" class="cm-id" id="cm-id-{}" data-cm-copy="{}" title="Copy {}">'
+        "{}</button>",
+        short_id(job_id),
         job_id,
         job_id,
         short_id(job_id),

@@ -11,6 +11,10 @@ from django.contrib.auth.models import Permission
 from django.test import Client
 from django.urls import reverse
 
+from tests.support.loops import configured
+
+__all__ = ["configured"]
+
 LIST = "/admin/container_manager/containerjob/"
 HOSTILE = "<script>alert(1)</script>\"><img src=x onerror=alert(2)>'javascript:alert(3)"
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.test import Client
 
 from container_manager import lifecycle
@@ -15,6 +16,7 @@ from container_manager.models import ContainerJob, JobAttempt, JobLog
 from container_manager.states import JobStatus, Phase, Reason
 from tests.admin.conftest import HOSTILE, page_of, url
 from tests.factories import AttemptFactory
+from tests.support.spine import at_once
 
 Job = Callable[..., ContainerJob]
 
@@ -205,6 +207,60 @@ def test_a_long_log_begins_near_its_end_and_says_so(operator: Client, job: Job) 
     assert "earlier output are not shown here" in page
 
 
+def test_a_long_log_that_was_cut_tells_one_story(operator: Client, job: Job) -> None:
+    one = job(status=JobStatus.COMPLETED)
+    AttemptFactory(job=one, phase=Phase.DONE, stdout_bytes=10 << 20, stdout_omitted=8 << 20)
+    JobLog.objects.create(job=one, attempt=1, stream="stdout", offset=0, data=b"head\n")
+    for number in range(4):
+        offset = (10 << 20) - (4 - number) * 65_536
+        JobLog.objects.create(
+            job=one, attempt=1, stream="stdout", offset=offset, data=b"x" * 65_535 + b"\n"
+        )
+    page = shown(operator, one)
+    assert "10.0 MiB were printed, more than may be kept: 8.0 MiB of them were not kept." in page
+    assert "the raw downloads have the 2.0 MiB that were kept" in page
+    assert "not shown here" not in page
+
+
+def test_a_silent_job_ends_as_it_is_shown_afterwards(operator: Client, job: Job) -> None:
+    one = job(status=JobStatus.COMPLETED)
+    AttemptFactory(job=one, phase=Phase.DONE)
+    for page in (ask(operator, one, attempt=1, follows=1).content.decode(), shown(operator, one)):
+        assert "It printed nothing." in page
+        assert "End of the log." not in page
+
+
+@pytest.mark.parametrize(
+    ("text", "readable"),
+    [
+        (b"a\x1b[1;31mred\x1b[0mb\n", "aredb\n"),
+        (b"one\r\ntwo\rthree\n", "one\ntwo\nthree\n"),
+        (b"a\x1b]8;;http://x\x1b\\link\x1b]0;title\x07b\n", "alinkb\n"),
+        (b"a\xc2\x9b31mred\x1b(B\x1b[mb\n", "aredb\n"),
+        (b"\x1b7a\x1b8\x1bcb\n", "ab\n"),
+        ("gr\u00fcn \U0001f40b\n".encode(), "gr\u00fcn \U0001f40b\n"),
+    ],
+)
+def test_what_belongs_together_is_understood_wherever_it_is_split(
+    operator: Client, text: bytes, readable: str
+) -> None:
+    for at in range(1, len(text)):
+        one = AttemptFactory().job
+        printed(one, "stdout", text[:at])
+        first = logs.read(one.pk, 1, {"stdout": 0}, ended=False)
+        JobLog.objects.create(job=one, attempt=1, stream="stdout", offset=at, data=text[at:])
+        then = logs.read(one.pk, 1, first.position, ended=True)
+        assert "".join(bit.text for bit in [*first.bits, *then.bits]) == readable, at
+        at_once = logs.read(one.pk, 1, {"stdout": 0}, ended=True)
+        assert "".join(bit.text for bit in at_once.bits) == readable, at
+
+
+def test_what_never_ends_is_shown_in_the_end(operator: Client) -> None:
+    one = AttemptFactory().job
+    printed(one, "stdout", b"\x1b]" + b"x" * 10_000)
+    assert len(text_of_log(shown(operator, one))) > 10_000
+
+
 def test_a_log_that_grew_much_comes_in_pieces(operator: Client) -> None:
     one = AttemptFactory().job
     chunk = b"x" * 65_535 + b"\n"
@@ -251,6 +307,20 @@ def test_the_raw_log_is_every_byte_and_only_ever_a_download(operator: Client, jo
     assert answer["Content-Disposition"].startswith("attachment; ")
     assert answer["X-Content-Type-Options"] == "nosniff"
     assert operator.get(url("raw_log", one.pk, "nonsense")).status_code == 404
+
+
+@pytest.mark.django_db(transaction=True)
+def test_who_reads_a_raw_log_slowly_keeps_no_database_connection(
+    operator: Client, job: Job
+) -> None:
+    one = job(status=JobStatus.COMPLETED)
+    printed(one, "stdout", *[b"x" * 64 * 1024] * 40)
+
+    def read() -> list[bool]:
+        answer = operator.get(url("raw_log", one.pk, "stdout"))
+        return [connection.connection is None for _piece in answer]
+
+    assert at_once(read) == [[True] * 40]
 
 
 def test_what_steers_a_terminal_is_left_out_or_made_visible(operator: Client, job: Job) -> None:

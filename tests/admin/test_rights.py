@@ -9,6 +9,7 @@ import pytest
 from django.contrib import admin
 from django.contrib.auth import get_user_model
 from django.test import Client
+from knox.models import AuthToken
 
 from container_manager.models import ContainerJob, JobAttempt, JobLog, Queue, StateHistory, Worker
 from container_manager.states import JobStatus
@@ -72,6 +73,21 @@ def test_a_page_whose_session_has_ended_loads_itself_anew(job: Job) -> None:
     for address in (url("live", one.pk), url("log", one.pk), url("counts"), url("dashboard")):
         answer = Client().get(address, headers={"HX-Request": "true"})
         assert answer["HX-Refresh"] == "true"
+
+
+def test_tokens_are_listed_and_revoked_and_never_made(person: Person) -> None:
+    root = person("root", is_superuser=True)
+    token, secret = AuthToken.objects.create(user=root.person)  # type: ignore[attr-defined]
+    listed = "/admin/knox/authtoken/"
+    assert root.get(f"{listed}add/").status_code == 403
+    page = root.get(listed).content.decode()
+    assert "root" in page
+    for address in (listed, f"{listed}{token.pk}/change/"):
+        page = root.get(address).content.decode()
+        assert secret not in page
+        assert f"{listed}add/" not in page
+    assert root.post(f"{listed}{token.pk}/delete/", {"post": "yes"}).status_code == 302
+    assert not AuthToken.objects.exists()
 
 
 def test_who_may_only_look_may_still_move_the_own_jobs(viewer: Client, job: Job) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from container_manager import lifecycle
+from container_manager import conf, lifecycle
 from container_manager.models import ContainerJob, StateHistory
 from container_manager.states import JobStatus
 from tests.admin.conftest import page_of, url
@@ -99,6 +99,42 @@ def test_bad_input_is_told_at_its_field_and_nothing_is_written(
     assert not ContainerJob.objects.exists()
 
 
+@pytest.mark.parametrize("field", ["environment", "labels", "retry_policy"])
+@pytest.mark.parametrize("depth", [500, 5_000, 100_000])
+def test_json_of_any_depth_is_told_at_its_field(operator: Client, field: str, depth: int) -> None:
+    for value in ('{"a":' + "[" * depth, '{"a":' + "[" * depth + "]" * depth + "}"):
+        answer = submit(operator, **{field: value})
+        assert answer.status_code == 200
+        assert answer.context["form"].errors[field]
+    assert not ContainerJob.objects.exists()
+
+
+def test_a_form_that_is_sent_twice_makes_one_job(operator: Client) -> None:
+    mark = operator.get(url("add")).context["form"]["once"].value()
+    first, second = submit(operator, once=mark), submit(operator, once=mark)
+    one = ContainerJob.objects.get()
+    assert first["Location"] == second["Location"] == page_of(one)
+    assert "This form was sent before" in operator.get(page_of(one)).content.decode()
+
+
+def test_a_form_makes_another_job_when_it_says_something_else(operator: Client) -> None:
+    mark = operator.get(url("add")).context["form"]["once"].value()
+    submit(operator, once=mark, priority="101")
+    submit(operator, once=mark, name="first")
+    submit(operator, once=mark, name="second")
+    assert {job.name for job in ContainerJob.objects.all()} == {"first", "second"}
+
+
+def test_each_form_has_a_mark_of_its_own(operator: Client, job: Job) -> None:
+    one = job()
+    address = f"{url('add')}?like={one.pk}"
+    marks = {operator.get(address).context["form"]["once"].value() for _ in range(2)}
+    assert len(marks) == 2
+    for mark in marks:
+        submit(operator, once=mark)
+    assert ContainerJob.objects.count() == 3
+
+
 def test_what_was_typed_is_still_there_after_a_mistake(operator: Client) -> None:
     page = submit(operator, name="typed", memory_limit_mb="1").content.decode()
     assert 'value="typed"' in page
@@ -114,6 +150,14 @@ def test_an_empty_installation_proposes_an_example(operator: Client) -> None:
     assert operator.post(url("add"), {**given, "isolation": "process"}).status_code == 302
     assert ContainerJob.objects.get().command[:2] == ["sh", "-c"]
     assert operator.get(url("add")).context["form"].initial == {}
+
+
+def test_the_example_fits_what_is_configured_where_no_worker_lives(
+    operator: Client, configured: Any
+) -> None:
+    assert operator.get(url("add")).context["form"].initial["image"] == "busybox:latest"
+    configured(EXECUTORS={"process": conf.settings.EXECUTORS["process"]})
+    assert operator.get(url("add")).context["form"].initial["executor"] == "process"
 
 
 def test_the_example_is_a_container_where_an_engine_answers(operator: Client) -> None:
@@ -146,7 +190,7 @@ def test_submit_again_begins_with_the_same_values(operator: Client, job: Job) ->
 
 def test_a_hidden_value_without_a_source_is_asked_for(operator: Client) -> None:
     answer = submit(operator, environment="TOKEN=***")
-    assert "has no value that could be kept" in str(answer.context["form"].errors["environment"])
+    assert "give the value itself" in str(answer.context["form"].errors["environment"])
 
 
 @pytest.mark.parametrize("like", ["nonsense", "00000000-0000-7000-8000-000000000000"])
@@ -197,6 +241,38 @@ def test_two_who_edit_at_once_cannot_overwrite_each_other(operator: Client, job:
     assert late.status_code == 200
     assert "It has changed meanwhile" in late.content.decode()
     assert ContainerJob.objects.get().name == "first"
+
+
+def test_a_change_of_a_job_that_starts_meanwhile_is_not_thrown_away_silently(
+    operator: Client, job: Job
+) -> None:
+    one = job(status=JobStatus.QUEUED)
+    said = {**typed(operator, one), "command": "echo changed"}
+    lifecycle.move(one.pk, JobStatus.RUNNING)
+    late = operator.post(url("edit", one.pk), said)
+    assert late.status_code == 200
+    page = late.content.decode()
+    assert "It has changed meanwhile; nothing was saved." in page
+    assert f'href="{url("edit", one.pk)}"' in page
+    assert "Please correct what is marked" not in page
+    assert ContainerJob.objects.get().command == one.command
+
+
+def test_a_save_without_a_change_of_a_job_that_moved_is_told_too(
+    operator: Client, job: Job
+) -> None:
+    one = job()
+    said = typed(operator, one)
+    lifecycle.enqueue([one.pk])
+    assert "It has changed meanwhile" in operator.post(url("edit", one.pk), said).content.decode()
+
+
+@pytest.mark.parametrize("status", JobStatus)
+def test_what_cannot_change_any_more_is_said_only_where_that_is_so(
+    operator: Client, job: Job, status: JobStatus
+) -> None:
+    page = operator.get(url("edit", job(status=status).pk)).content.decode()
+    assert ("cannot change any more" in page) == (status not in lifecycle.BEFORE_A_START)
 
 
 def test_bad_input_of_a_change_is_told_at_its_field(operator: Client, job: Job) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from html import unescape
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from django.contrib.admin.models import LogEntry
 from django.test import Client
 
 from container_manager import lifecycle
+from container_manager.admin import jobs
 from container_manager.models import ContainerJob, StateHistory
 from container_manager.states import JobStatus, StopKind
 from tests.admin.conftest import LIST, page_of, url
@@ -100,9 +103,9 @@ def test_a_job_that_moved_meanwhile_is_a_message(operator: Client, job: Job) -> 
 
 @pytest.mark.parametrize("verb", ["queue", "retry", "cancel", "kill"])
 def test_looking_at_the_question_changes_nothing(operator: Client, job: Job, verb: str) -> None:
-    jobs = [job(status=status) for status in JobStatus]
+    each = [job(status=status) for status in JobStatus]
     before = list(ContainerJob.objects.order_by("pk").values())
-    ids = "&".join(f"ids={one.pk}" for one in jobs)
+    ids = "&".join(f"ids={one.pk}" for one in each)
     answer = operator.get(f"{url('do', verb)}?{ids}")
     assert answer.status_code == 200
     assert {one.status for one in answer.context["able"]} == {
@@ -141,15 +144,78 @@ def test_each_action_leads_to_its_verb(operator: Client, job: Job, verb: str) ->
 def test_too_many_at_once_are_refused_with_a_way_on(
     operator: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("container_manager.admin.jobs.AT_ONCE", 2)
-    jobs = JobFactory.create_batch(3)
+    monkeypatch.setattr(jobs, "AT_ONCE", 2)
+    three = JobFactory.create_batch(3)
     for answer in (
-        choose(operator, "kill_jobs", jobs[0], select_across="1"),
-        post(operator, "kill", *jobs),
+        choose(operator, "kill_jobs", three[0], select_across="1"),
+        post(operator, "kill", *three),
     ):
         assert answer.status_code == 302
-    assert {status_of(job) for job in jobs} == {JobStatus.PENDING}
+    assert {status_of(job) for job in three} == {JobStatus.PENDING}
     assert "manage.py kill_jobs" in operator.get(LIST).content.decode()
+
+
+def sent_by(page: str) -> dict[str, str]:
+    """What a browser would send of a question's form."""
+    form = re.search(r"<form[^>]*cm-confirm.*?</form>", page, re.S)
+    assert form
+    fields = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form[0])
+    return {name: unescape(value) for name, value in fields}
+
+
+def test_as_many_jobs_as_are_promised_are_moved_by_one_action(operator: Client) -> None:
+    ContainerJob.objects.bulk_create(JobFactory.build_batch(jobs.AT_ONCE))
+    first = ContainerJob.objects.order_by("-pk").first()
+    question = choose(operator, "cancel_jobs", first, select_across="1")
+    assert len(question.context["able"]) == 1_000
+    answer = operator.post(url("do", "cancel"), sent_by(question.content.decode()))
+    assert answer.status_code == 200
+    assert not ContainerJob.objects.exclude(status=JobStatus.CANCELLED).exists()
+
+
+def test_the_list_is_filtered_as_before_after_an_action(
+    operator: Client, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, query = job(queue="slow", name="a & b"), "queue=slow&q=a+%26+b"
+    said = {"action": "kill_jobs", "_selected_action": [str(one.pk)]}
+    question = operator.post(f"{LIST}?{query}", said)
+    back = f"{LIST}?{query}"
+    assert question.context["way_back"] == back
+    assert f'href="{back.replace("&", "&amp;")}"' in question.content.decode()
+    given = sent_by(question.content.decode())
+    assert operator.post(url("do", "kill"), given).context["way_back"] == back
+    monkeypatch.setattr(jobs, "AT_ONCE", 0)
+    assert operator.post(f"{LIST}?{query}", said)["Location"] == back
+    assert operator.post(url("do", "kill"), given)["Location"] == back
+
+
+def test_the_way_back_never_leads_to_another_site(operator: Client, job: Job) -> None:
+    for listed in ("//evil.example", "\r\nX: y", "http://evil.example/?a=b"):
+        answer = post(operator, "kill", job(), listed=listed)
+        assert answer.context["way_back"].startswith(f"{LIST}?")
+        assert "\n" not in answer.context["way_back"]
+
+
+def test_no_goes_back_to_the_job_even_when_it_cannot_be_asked_any_more(
+    operator: Client, job: Job
+) -> None:
+    for status in (JobStatus.PENDING, JobStatus.KILLED):
+        one = job(status=status)
+        question = operator.get(url("do", "kill"), {"ids": one.pk, "back": "job"})
+        assert question.context["way_back"] == page_of(one)
+
+
+def test_a_question_without_a_job_says_so(operator: Client, job: Job) -> None:
+    question = choose(operator, "retry_jobs", job(status=JobStatus.COMPLETED))
+    assert question.context["title"] == "None of these can be retried now"
+    assert "0 jobs" not in question.content.decode()
+
+
+@pytest.mark.parametrize("verb", ["cancel", "kill"])
+def test_a_question_tells_what_is_sent_to_a_job(operator: Client, job: Job, verb: str) -> None:
+    page = choose(operator, f"{verb}_jobs", job()).content.decode()
+    assert "SIGTERM" in page
+    assert "SIGKILL at once" in page
 
 
 def test_no_job_at_all_is_no_error(operator: Client, db: None) -> None:
@@ -178,6 +244,6 @@ def test_there_are_no_other_verbs(operator: Client, job: Job, verb: str) -> None
 
 
 def test_many_jobs_cost_no_query_each(operator: Client, django_assert_max_num_queries: Any) -> None:
-    jobs = JobFactory.create_batch(50)
+    many = JobFactory.create_batch(50)
     with django_assert_max_num_queries(50):
-        assert post(operator, "queue", *jobs).status_code == 200
+        assert post(operator, "queue", *many).status_code == 200

@@ -383,3 +383,7 @@ def test_no_filter_shows_the_jobs_of_others(filters):
     JobFactory(created_by=UserFactory(), labels={"a": "b"})
     told = Api(ada).get("jobs/", **filters).json()
     assert ([row["name"] for row in told["results"]], told["count"]) == ([own.name], 1)
+
+
+def test_a_parameter_is_not_repeated_without_end():
+    problem(Api(a_person()).get("jobs/", label=["a:b"] * 51), 400, "invalid")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from threading import BoundedSemaphore
 from types import SimpleNamespace
 from typing import Any
 
@@ -357,6 +358,37 @@ def test_a_job_that_is_deleted_while_one_waits_is_not_there(api, monkeypatch):
     problem(api.post(f"jobs/{job.pk}/kill/"), 404, "not_found")
 
 
+def test_looks_become_rarer_the_longer_one_waits(api, monkeypatch):
+    job, pauses = held(), []
+
+    def look(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 6:
+            end_as("killed", job)
+
+    between_looks(monkeypatch, look)
+    assert api.post(f"jobs/{job.pk}/kill/?wait=60").status_code == 200
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+
+
+def test_only_so_many_wait_and_others_are_answered_at_once(api, monkeypatch):
+    monkeypatch.setattr(waiting, "PLACES", BoundedSemaphore(1))
+    second, answers = held(), []
+
+    def ask_meanwhile() -> None:
+        answers.append(api.post(f"jobs/{second.pk}/kill/?wait=60"))
+        end_as("killed", first)
+
+    first = held()
+    between_looks(monkeypatch, Once(ask_meanwhile))
+    assert api.post(f"jobs/{first.pk}/kill/?wait=60").status_code == 200
+    (answer,) = answers
+    assert (answer.status_code, answer.json()["status"]) == (202, "running")
+    third = held()
+    between_looks(monkeypatch, Once(lambda: end_as("killed", third)))
+    assert api.post(f"jobs/{third.pk}/kill/").status_code == 200, "the place is free again"
+
+
 @pytest.mark.django_db(transaction=True)
 def test_who_waits_keeps_no_database_connection_meanwhile(monkeypatch):
     job, user = held(), an_operator()
@@ -371,3 +403,14 @@ def test_who_waits_keeps_no_database_connection_meanwhile(monkeypatch):
     client.force_login(user)
     (answer,) = at_once(lambda: client.post(f"/api/v1/jobs/{job.pk}/kill/"))
     assert (answer.status_code, seen) == (200, [True])
+
+
+@pytest.mark.parametrize("verb", ["kill", "cancel", "queue"])
+def test_a_verb_for_a_revision_that_has_passed_is_refused(verb):
+    ada = a_person()
+    job = JobFactory(created_by=ada)
+    headers = {"If-Match": '"1-1"'}
+    told = Api(ada, **headers).post(f"jobs/{job.pk}/{verb}/")
+    problem(told, 412, "stale_state")
+    job.refresh_from_db()
+    assert job.status == "pending"

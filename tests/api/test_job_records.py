@@ -79,3 +79,15 @@ def test_every_job_is_explained_in_a_sentence(status, api):
 def test_a_parameter_that_is_unknown_here_is_refused(below, api):
     answer = api.get(f"jobs/{JobFactory().pk}/{below}/", status="failed")
     assert list(problem(answer, 400, "invalid")["errors"]) == ["status"]
+
+
+def test_an_explanation_does_not_name_other_people_s_jobs(api):
+    ada, bob = a_person(), a_person()
+    lifecycle.steer_queue("narrow", max_running=1)
+    holder = held_by(a_worker(), created_by=bob, queue="narrow")
+    job = JobFactory(created_by=ada, queue="narrow", status="queued")
+    address = f"jobs/{job.pk}/explain/"
+    assert str(holder.job_id) in api.get(address).content.decode()
+    told = Api(ada).get(address)
+    assert str(holder.job_id) not in told.content.decode()
+    assert told.json()["details"]["held_by_others"] == 1

@@ -8,6 +8,8 @@ import tracemalloc
 
 import pytest
 import requests
+from django.db import connection
+from django.test import Client
 
 from container_manager.models import JobAttempt, JobLog
 from container_manager.reports import log_reader
@@ -15,6 +17,7 @@ from container_manager.states import JobStatus, Phase
 from tests.factories import JobFactory
 from tests.support.api import Api, a_person, an_operator, problem
 from tests.support.printing import Printing
+from tests.support.spine import at_once
 from tests.support.web import live_site, member, operator, workers
 
 __all__ = ["live_site", "member", "operator", "workers"]
@@ -514,6 +517,23 @@ def test_a_long_download_is_never_in_memory_as_a_whole(api):
         tracemalloc.stop()
     assert read == 24 * MIB
     assert most < 8 * MIB
+
+
+@pytest.mark.django_db(transaction=True)
+def test_who_reads_slowly_keeps_no_database_connection_meanwhile():
+    job, everything = long_output(3)
+    client, seen = Client(), []
+    client.force_login(an_operator())
+
+    def read():
+        pieces = []
+        for piece in client.get(f"/api/v1/jobs/{job.pk}/logs/raw/"):
+            seen.append(connection.connection is None)
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    assert at_once(read) == [everything]
+    assert set(seen) == {True}
 
 
 @pytest.mark.django_db(transaction=True)

@@ -211,3 +211,9 @@ def test_lists_cost_no_query_per_row(operator, django_assert_max_num_queries):
     for address in ("queues/", "executors/", "workers/"):
         with django_assert_max_num_queries(logging_in + 4):
             assert api.get(address, limit=100).status_code == 200
+
+
+def test_steering_a_queue_towards_nothing_is_refused_and_makes_no_row():
+    told = Api(an_operator()).patch("queues/nightly/", {})
+    problem(told, 400, "invalid")
+    assert not Queue.objects.exists()

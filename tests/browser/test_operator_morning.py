@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from container_manager import lifecycle
 from container_manager.models import ContainerJob, JobLog, StateHistory
 from container_manager.states import JobStatus
 from tests.admin.conftest import HOSTILE
-from tests.browser.conftest import PATIENCE_MILLISECONDS
-from tests.factories import JobFactory
+from tests.browser.conftest import PATIENCE_MILLISECONDS, Console
+from tests.factories import AttemptFactory, JobFactory
 from tests.support.web import Person, Site, some_site
 from tests.support.workers import Workers, settled, wait_for
 
@@ -146,6 +147,93 @@ def test_the_pages_follow_what_happens_elsewhere(sign_in: SignIn, operator: Pers
     lifecycle.stop([job.pk], lifecycle.StopKind.CANCEL)
     expect_state(page, "cancelled")
     expect(page.get_by_role("button", name="Kill")).to_have_count(0)
+
+
+def test_rows_that_may_be_old_say_so(sign_in: SignIn, operator: Person) -> None:
+    job = JobFactory(name="watched")
+    page = sign_in(operator)
+    page.goto(LIST)
+    stale = page.locator("#cm-stale")
+    expect(page.locator(".cm-count.cm-pending b")).to_have_text("1")
+    expect(stale).to_be_hidden()
+    lifecycle.stop([job.pk], lifecycle.StopKind.CANCEL)
+    expect(stale).to_be_visible()
+    stale.get_by_role("link").click()
+    expect(page.locator("#result_list .cm-state")).to_have_text("cancelled")
+    expect(stale).to_be_hidden()
+
+
+def test_who_works_by_keyboard_keeps_the_place_when_a_page_follows(
+    sign_in: SignIn, operator: Person
+) -> None:
+    page = sign_in(operator)
+    for place in ("#cm-edit", "#cm-again", "#cm-live .cm-id"):
+        job = JobFactory()
+        page.goto(f"{LIST}{job.pk}/change/")
+        expect_state(page, "pending")
+        page.locator(place).focus()
+        lifecycle.enqueue([job.pk])
+        expect_state(page, "queued")
+        expect(page.locator(place)).to_be_focused()
+
+
+def test_a_page_of_a_job_that_is_deleted_says_so_and_asks_no_more(
+    sign_in: SignIn, operator: Person, console: Console
+) -> None:
+    job = JobFactory()
+    page = sign_in(operator)
+    page.goto(f"{LIST}{job.pk}/change/")
+    console.expect("404")
+    ContainerJob.objects.filter(pk=job.pk).delete()
+    expect(page.locator("body.cm-gone")).to_be_visible()
+    expect(page.locator("[hx-get]")).to_have_count(0)
+
+
+def test_a_log_of_any_length_stays_bounded_in_the_page(sign_in: SignIn, operator: Person) -> None:
+    job = AttemptFactory().job
+    page = sign_in(operator)
+    page.goto(f"{LIST}{job.pk}/change/")
+    expect(page.locator("#cm-log-poll")).to_contain_text("Grows while it runs")
+    lines = [f"{'x' * 65_520} line {number:09}\n".encode() for number in range(60)]
+    offsets = accumulate(map(len, lines[:-1]), initial=0)
+    JobLog.objects.bulk_create(
+        JobLog(job=job, attempt=1, stream="stdout", offset=offset, data=line)
+        for offset, line in zip(offsets, lines, strict=True)
+    )
+    log = page.locator("#cm-log-text")
+    expect(log).to_contain_text("line 000000059")
+    expect(log.locator(".cm-shortened")).to_have_count(1)
+    assert log.evaluate("log => log.textContent.length") < 2_100_000
+
+
+def test_a_second_click_submits_nothing(sign_in: SignIn, operator: Person) -> None:
+    page = sign_in(operator)
+    page.goto(f"{LIST}add/")
+    page.get_by_label("Image", exact=True).fill("busybox")
+    page.get_by_label("Command").fill("true")
+    page.get_by_role("button", name="Submit").dblclick()
+    page.wait_for_url(re.compile("/change/"))
+    assert ContainerJob.objects.count() == 1
+
+
+def test_no_page_is_wider_than_a_phone(sign_in: SignIn, operator: Person) -> None:
+    job = JobFactory(name="a-name-without-any-space-" * 8, queue="a-long-name-of-a-queue-" * 4)
+    page = sign_in(operator)
+    page.set_viewport_size({"width": 390, "height": 844})
+    own = f"{LIST}{job.pk}/change/"
+    for address in (own, f"{LIST}add/", "/admin/container_manager/queue/"):
+        page.goto(address)
+        too_wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert too_wide <= 0, address
+        for form in page.locator(".cm-card > form.cm-inline > *:not([type=hidden])").all():
+            box = form.bounding_box()
+            assert box is not None
+            assert box["x"] + box["width"] <= 390, address
+    page.goto(LIST)
+    name = page.locator("#result_list .cm-name")
+    box = name.bounding_box()
+    assert box is not None
+    assert box["x"] + box["width"] <= 390
 
 
 def test_hostile_text_does_nothing_in_a_real_browser(sign_in: SignIn, operator: Person) -> None:

@@ -83,10 +83,12 @@ def test_a_clock_that_stepped_back_hides_no_byte(prints: Printing) -> None:
     assert printed(prints.job.pk) == b"err one two "
 
 
+@pytest.mark.parametrize("most", [2, 3, 1000])
 def test_more_chunks_than_are_read_at_once(
-    prints: Printing, monkeypatch: pytest.MonkeyPatch
+    most: int, prints: Printing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_reader, "AT_ONCE", 2)
+    monkeypatch.setattr(log_reader, "MOST_AT_ONCE", most)
     for number in range(7):
         prints(b"%d\n" % number, ("stdout", "stderr")[number % 2])
     assert printed(prints.job.pk) == b"0\n1\n2\n3\n4\n5\n6\n"

@@ -16,6 +16,8 @@ import pytest
 import requests
 from django.test import Client
 
+from container_manager.models import JobLog
+from tests.factories import JobFactory
 from tests.support.web import Person, Site, some_site
 from tests.support.workers import Workers, database_url, wait_until
 
@@ -108,6 +110,23 @@ def test_visitors_who_leave_take_no_connection_along(
         wait_until(lambda: waiting() == MOST, "all connections to be in use")
     outside.rollback()
     assert ask(site, cookies, 20) == {200: 20}
+
+
+def test_downloads_that_nobody_reads_on_keep_no_connection(
+    impatient_site: Site, cookies: dict[str, str]
+) -> None:
+    job, block = JobFactory(status="completed", attempt=1), b"x" * 64 * 1024
+    JobLog.objects.bulk_create(
+        JobLog(job=job, attempt=1, stream="stdout", offset=number * len(block), data=block)
+        for number in range(320)
+    )
+    raw = f"{impatient_site.url}/api/v1/jobs/{job.pk}/logs/raw/"
+    with ExitStack() as downloads:
+        for _ in range(MOST):
+            answer = requests.get(raw, cookies=cookies, stream=True, timeout=60)
+            downloads.enter_context(answer)
+            assert next(answer.iter_content(1024)) == block[:1024]
+        assert ask(impatient_site, cookies, 4) == {200: 4}
 
 
 def visitor(site: Site, cookies: dict[str, str]) -> socket.socket:

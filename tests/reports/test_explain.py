@@ -11,11 +11,11 @@ from django.utils import timezone
 
 from container_manager import lifecycle
 from container_manager.executors.base import Outcome
-from container_manager.models import ContainerJob, JobAttempt, Queue
+from container_manager.models import ContainerJob, JobAttempt, Queue, lanes
 from container_manager.models.outcomes import Progress
 from container_manager.reports.explain import Code, explain
 from container_manager.states import JobStatus, Phase, Reason, StopKind
-from tests.factories import AttemptFactory, JobFactory
+from tests.factories import AttemptFactory, JobFactory, UserFactory
 from tests.support.fleet import LOCAL, claim, claimant_of, engine, worker_row
 from tests.support.spine import LOST, ending, failed, queued
 
@@ -444,5 +444,91 @@ def test_an_explanation_costs_a_few_queries_however_long_the_line(django_assert_
     for number in range(30):
         queued(queue="default", priority=number)
     last = ContainerJob.objects.order_by("priority").first()
-    with django_assert_max_num_queries(12):
+    with django_assert_max_num_queries(14):
         assert explain(last).details["position"] == 30
+
+
+def many_lanes(count):
+    for number in range(count):
+        queued(queue=f"q{number:04}", priority=100)
+
+
+@pytest.mark.parametrize("here", ["a", "q0150x", "z"])
+def test_an_explanation_costs_a_few_queries_however_many_queues(
+    here, django_assert_max_num_queries
+):
+    worker_row(concurrency=1)
+    many_lanes(200)
+    queued(queue=here, priority=100)
+    job = queued(queue=here)
+    with django_assert_max_num_queries(14):
+        found = explain(job)
+    assert found.code == "no_free_slot"
+    assert found.details["ahead_is_at_least"] is True
+    assert found.details["position"] == 2
+    assert "at least" in found.sentence
+
+
+@pytest.mark.parametrize("here", ["a", "q0003x", "z"])
+def test_every_queue_is_looked_at_when_they_are_few(here):
+    worker_row(concurrency=1)
+    many_lanes(6)
+    queued(queue=here, priority=100, executor="process")
+    found = explain(queued(queue=here))
+    assert (found.details["ahead"], found.details["ahead_is_at_least"]) == (7, False)
+
+
+def test_a_queue_of_very_many_lanes_says_at_least(django_assert_max_num_queries):
+    Queue.objects.create(name="default", paused=True)
+    for number in range(lanes.LANES_COUNTED + 1):
+        queued(executor=f"e{number:04}", priority=100)
+    job = queued(executor="f")
+    with django_assert_max_num_queries(8):
+        found = explain(job)
+    assert found.details["ahead_is_at_least"] is True
+    assert found.details["position"] == lanes.LANES_COUNTED + 1
+
+
+# What others may not know
+
+
+@pytest.fixture
+def owner():
+    return UserFactory()
+
+
+def test_of_a_full_queue_only_the_own_jobs_are_named(owner):
+    row = worker_row(concurrency=5)
+    Queue.objects.create(name="licensed", max_running=3)
+    foreign = [queued(queue="licensed", created_by=by) for by in (UserFactory(), None)]
+    mine = queued(queue="licensed", created_by=owner)
+    assert len(taken_by(row)) == 3
+    job = queued(queue="licensed", created_by=owner)
+    found = explain(job, owner=owner)
+    assert (found.code, found.details["running"]) == ("queue_full", 3)
+    assert found.details["held_by"] == [str(mine.pk)]
+    assert found.details["held_by_others"] == 2
+    assert not any(str(each.pk) in json.dumps(found.as_json()) for each in foreign)
+    everything = explain(job).details
+    assert (len(everything["held_by"]), everything["held_by_others"]) == (3, 0)
+
+
+def test_of_a_busy_worker_neither_name_nor_foreign_jobs_are_told(owner):
+    row = worker_row("secret-host", concurrency=2)
+    foreign, mine = queued(created_by=UserFactory()), queued(created_by=owner)
+    assert len(taken_by(row)) == 2
+    found = explain(queued(created_by=owner), owner=owner)
+    assert found.code == "no_free_slot"
+    assert found.details["held_by"] == [{"job": str(mine.pk)}]
+    assert found.details["held_by_others"] == 1
+    assert found.sentence.startswith("The workers that would take it have none of 2 slots free")
+    told_in_all = json.dumps(found.as_json())
+    assert "secret-host" not in told_in_all
+    assert str(foreign.pk) not in told_in_all
+
+
+def test_queues_of_others_are_not_listed(owner):
+    worker_row(queues=["top-secret"])
+    found = explain(queued(queue="slow", created_by=owner), owner=owner)
+    assert found.sentence == "No living worker serves its queue slow."
+    assert "top-secret" not in json.dumps(found.as_json())

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from container_manager.models import Queue
+from container_manager.models.lanes import oldest_of_lanes
 from container_manager.reports import machinery
 from tests.factories import JobFactory, UserFactory
 from tests.support.fleet import LOCAL, claim, engine, worker_row
@@ -126,3 +130,49 @@ def test_more_rows_cost_no_more_queries(django_assert_max_num_queries):
         assert len(machinery.workers()) == 20
     with django_assert_max_num_queries(3):
         machinery.executors()
+
+
+def test_one_queue_and_one_worker_are_read_alone():
+    for number in range(3):
+        queued(queue=f"q{number}")
+        worker_row(f"w{number}")
+    Queue.objects.create(name="empty", paused=True)
+    every_queue = {each.name: each for each in machinery.queues()}
+    for name, report in every_queue.items():
+        one = machinery.queue(name)
+        assert replace(one, oldest_queued_seconds=0) == replace(report, oldest_queued_seconds=0)
+        assert one.oldest_queued_seconds >= report.oldest_queued_seconds
+    assert machinery.queue("nowhere") is None
+    for report in machinery.workers():
+        one = machinery.worker(report.id)
+        assert replace(one, seconds_since_beat=0) == replace(report, seconds_since_beat=0)
+
+
+def test_the_oldest_is_found_whatever_its_lane_and_priority():
+    dice = random.Random(7)
+    waits = {}
+    for _ in range(120):
+        name, seconds = dice.choice("abc"), dice.randrange(1000, 1000000) * 1000
+        queued(
+            queue=name,
+            executor=dice.choice(["", "process"]),
+            isolation=dice.choice(["auto", "process"]),
+            priority=dice.choice([0, 1, 50, 100]),
+            queued_at=timezone.now() - timedelta(seconds=seconds),
+        )
+        waits[name] = max(seconds, waits.get(name, 0))
+    for name, seconds in waits.items():
+        assert 0 <= machinery.queue(name).oldest_queued_seconds - seconds < 100
+    told = {each.name: each.oldest_queued_seconds for each in machinery.queues()}
+    assert all(0 <= told[name] - seconds < 100 for name, seconds in waits.items())
+
+
+@pytest.mark.sqlite
+def test_the_oldest_is_found_without_sorting_all_that_wait():
+    with connection.cursor() as cursor:
+        for name in (None, "a"):
+            statement = oldest_of_lanes("default", name)
+            cursor.execute(f"EXPLAIN QUERY PLAN {statement}", {"queue": name})
+            plan = [row[3] for row in cursor.fetchall()]
+            assert any("jobs_claim" in step for step in plan)
+            assert not [step for step in plan if "FOR ORDER BY" in step or "LAST" in step], plan
