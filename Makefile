@@ -58,16 +58,18 @@ migrate: $(INSTALLED) ## bring the database up to date
 test: test-sqlite test-postgres ## every test, on SQLite and on a PostgreSQL of its own
 
 # What starts processes or containers of its own runs alone, after the rest: it measures time.
-TOGETHER := $(PY) -m pytest -p tests.support.left_out -n $(PROCESSES) -m "not processes and not docker and not browser"
-ALONE := $(PY) -m pytest -p tests.support.left_out -m "(processes or docker) and not browser"
+TOGETHER := $(PY) -m pytest -p tests.support.left_out -n $(PROCESSES) -m "not processes and not docker and not web and not browser"
+ALONE := $(PY) -m pytest -p tests.support.left_out -m "(processes or docker) and not web and not browser"
+WEB := $(PY) -m pytest -p tests.support.left_out -n $(PROCESSES) -m "web and not browser"
 # A browser's driver keeps an event loop, which other tests need not meet.
-IN_BROWSER := $(PY) -m pytest -p tests.support.left_out -m browser
+IN_BROWSER := $(PY) -m pytest -p tests.support.left_out -n $(PROCESSES) -m browser
 NONE_IS_FINE := || [ $$? = 5 ]
 
 test-sqlite: $(INSTALLED) ## the tests on SQLite
 	@echo "== SQLite"
 	$(TOGETHER) $(PYTEST) $(NONE_IS_FINE)
 	$(ALONE) $(PYTEST) $(NONE_IS_FINE)
+	$(WEB) $(PYTEST) $(NONE_IS_FINE)
 	$(IN_BROWSER) $(PYTEST) $(NONE_IS_FINE)
 
 # Executors never see the database: once is enough for them.
@@ -77,6 +79,7 @@ test-postgres: $(INSTALLED) ## the tests on a PostgreSQL that is started for the
 	@echo "== PostgreSQL"
 	$(PY) -m tests.services postgres -- $(TOGETHER) $(ON_POSTGRES) $(PYTEST) $(NONE_IS_FINE)
 	$(PY) -m tests.services postgres -- $(ALONE) $(ON_POSTGRES) $(PYTEST) $(NONE_IS_FINE)
+	$(PY) -m tests.services postgres -- $(WEB) $(ON_POSTGRES) $(PYTEST) $(NONE_IS_FINE)
 	$(PY) -m tests.services postgres -- $(IN_BROWSER) $(ON_POSTGRES) $(PYTEST) $(NONE_IS_FINE)
 
 # A process that a browser could reach: what docs/deployment.md shows.

@@ -31,6 +31,12 @@ _SHELL_WORDS = (
     rf"(?:[^'\"\\\x00]|{_ESCAPED}|'[^'\x00]*'|\"{_IN_QUOTES}*\")*$"
 )
 
+# The years of `validators.moment`; whether a month has so many days is for the format to say.
+_DAY = r"(?:19[7-9][0-9]|2[01][0-9]{2})-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
+_HOUR = r"(?:[01][0-9]|2[0-3])"
+_OFFSET = rf"(?:[Zz]|[+-]{_HOUR}:[0-5][0-9])"
+_MOMENT = rf"^{_DAY}[Tt]{_HOUR}(?::[0-5][0-9]){{2}}(?:\.[0-9]+)?{_OFFSET}$"
+
 TEXT: Schema = {"type": "string", "pattern": NO_NUL}
 
 
@@ -82,6 +88,7 @@ PATTERNS = {
     "working_dir": r"^(?:/[^/\x00]{0,255})*$",
     "network": whole(validators.QUEUE, but="container|host$"),
     "queue": whole(validators.QUEUE),
+    "scheduled_for": _MOMENT,
 }
 
 _SPECIAL: dict[str, Schema] = {

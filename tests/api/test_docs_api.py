@@ -20,7 +20,7 @@ from tests.support.workers import ROOT, Workers
 __all__ = ["live_site", "workers"]
 
 pytestmark = [
-    pytest.mark.processes,
+    pytest.mark.web,
     pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here"),
 ]
 

@@ -223,7 +223,10 @@ BAD: dict[str, list[Any]] = {
     "stop_grace_seconds": [-1, 3601],
     "queue": ["", " ", "no good", "q" * 101, "-q", "../q"],
     "priority": [-1, 101, 50.5, 2**31],
-    "scheduled_for": ["tomorrow", "2026-02-30T00:00:00Z", "2026-01-01T00:00:00", "", "2026-01-01"],
+    "scheduled_for": [
+        *("tomorrow", "2026-02-30T00:00:00Z", "2026-01-01T00:00:00", "", "2026-01-01"),
+        *("2026-01-01 00:00:00Z", "1969-12-31T23:59:59Z", "2200-01-01T00:00:00Z"),
+    ],
     "max_retries": [-1, 1001, 0.5],
     "retry_policy": [
         *("nobody", {"strategy": "hope"}, {"x": 1}, {"jitter": 2}, {"base_seconds": -1}),

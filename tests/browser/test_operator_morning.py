@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from itertools import accumulate
 from pathlib import Path
 
 import pytest
+from django.db import connection
 from playwright.sync_api import Page, expect
 
 from container_manager import lifecycle
@@ -15,7 +15,7 @@ from container_manager.models import ContainerJob, JobLog, StateHistory
 from container_manager.states import JobStatus
 from tests.admin.conftest import HOSTILE
 from tests.browser.conftest import PATIENCE_MILLISECONDS, Console
-from tests.factories import AttemptFactory, JobFactory
+from tests.factories import JobFactory
 from tests.support.web import Person, Site, some_site
 from tests.support.workers import Workers, settled, wait_for
 
@@ -29,6 +29,8 @@ SignIn = Callable[[Person], Page]
 
 @pytest.fixture(params=["on", "off"], ids=["unfold", "plain"])
 def live_site(request: pytest.FixtureRequest, workers: Workers, tmp_path: Path) -> Iterator[Site]:
+    if request.param == "off" and connection.vendor == "postgresql":
+        pytest.skip("Django's own look is looked at on SQLite: it asks no other questions")
     with some_site(tmp_path, workers, ADMIN_UNFOLD=request.param) as site:
         yield site
 
@@ -186,24 +188,7 @@ def test_a_page_of_a_job_that_is_deleted_says_so_and_asks_no_more(
     console.expect("404")
     ContainerJob.objects.filter(pk=job.pk).delete()
     expect(page.locator("body.cm-gone")).to_be_visible()
-    expect(page.locator("[hx-get]")).to_have_count(0)
-
-
-def test_a_log_of_any_length_stays_bounded_in_the_page(sign_in: SignIn, operator: Person) -> None:
-    job = AttemptFactory().job
-    page = sign_in(operator)
-    page.goto(f"{LIST}{job.pk}/change/")
-    expect(page.locator("#cm-log-poll")).to_contain_text("Grows while it runs")
-    lines = [f"{'x' * 65_520} line {number:09}\n".encode() for number in range(60)]
-    offsets = accumulate(map(len, lines[:-1]), initial=0)
-    JobLog.objects.bulk_create(
-        JobLog(job=job, attempt=1, stream="stdout", offset=offset, data=line)
-        for offset, line in zip(offsets, lines, strict=True)
-    )
-    log = page.locator("#cm-log-text")
-    expect(log).to_contain_text("line 000000059")
-    expect(log.locator(".cm-shortened")).to_have_count(1)
-    assert log.evaluate("log => log.textContent.length") < 2_100_000
+    expect(page.locator(".cm-page [hx-get]")).to_have_count(0)
 
 
 def test_a_second_click_submits_nothing(sign_in: SignIn, operator: Person) -> None:

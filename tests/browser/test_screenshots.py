@@ -70,6 +70,7 @@ def some_work(workers: Workers) -> tuple[ContainerJob, ContainerJob]:
     return failed, running
 
 
+@pytest.mark.sqlite
 def test_the_pictures_of_the_documentation(
     sign_in: Callable[[Person], Page], operator: Person, workers: Workers, pictures: Path
 ) -> None:

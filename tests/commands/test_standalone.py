@@ -26,7 +26,7 @@ from django.db import connection
 from tests.commands.shell import PROJECT, Shell
 from tests.support.workers import WorkerProcess, database_url, wait_until
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.web
 
 MARK = "STANDALONE_OF_TEST"
 STARTED = ": started,"

@@ -21,7 +21,7 @@ from tests.factories import JobFactory
 from tests.support.web import Person, Site, some_site
 from tests.support.workers import Workers, database_url, wait_until
 
-pytestmark = [pytest.mark.postgres, pytest.mark.processes]
+pytestmark = [pytest.mark.postgres, pytest.mark.web]
 
 MOST = 3
 """Connections of the pool; far fewer than there are visitors."""

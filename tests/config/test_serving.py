@@ -15,7 +15,7 @@ from config.bodies import MOST_BYTES
 from tests.support.web import Site, some_site
 from tests.support.workers import ROOT, Workers
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.web, pytest.mark.sqlite]  # what is served does not ask a database
 
 PRODUCTION = {
     "DEBUG": "off",

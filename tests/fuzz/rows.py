@@ -41,7 +41,7 @@ class Targets:
 
     jobs: dict[str, list[str]]
     revisions: dict[str, str]
-    """Of the jobs that are there to be changed, before anybody changed them."""
+    """Of the jobs that are there to be changed or moved, before anybody did it."""
     workers: list[str]
     queues: list[str]
     credentials: list[dict[str, str]]
@@ -64,7 +64,7 @@ def make_targets(cases: int) -> Targets:
     leavers = [make_person(f"leaver-{number}") for number in range(max(50, cases // 10))]
     return Targets(
         jobs=jobs,
-        revisions=_revisions(jobs["change"]),
+        revisions=_revisions(),
         workers=[str(worker.pk) for worker in workers],
         queues=list(QUEUES),
         credentials=[{"username": each.name, "password": PASSWORD} for each in (ada, bob)],
@@ -101,8 +101,8 @@ def _job(owner: Person, status: JobStatus, queue: str) -> ContainerJob:
     return job
 
 
-def _revisions(ids: list[str]) -> dict[str, str]:
-    return {str(job.pk): job.revision for job in ContainerJob.objects.filter(pk__in=ids)}
+def _revisions() -> dict[str, str]:
+    return {str(job.pk): job.revision for job in ContainerJob.objects.all()}
 
 
 def _print(job: ContainerJob, attempt: int) -> None:
