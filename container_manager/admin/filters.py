@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -32,13 +33,14 @@ MOST = 10_000
 """So many jobs are listed at most where nobody keeps a count of what was asked for."""
 
 
-class WordFilter(admin.SimpleListFilter):
+class WordFilter(ABC, admin.SimpleListFilter):
     """One of a closed list of words; any other is refused, never ignored."""
 
     parameter_name: str
 
+    @abstractmethod
     def words(self) -> Choices:
-        raise NotImplementedError
+        """The words, each with what people read."""
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Choices:
         return self.words()

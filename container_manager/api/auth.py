@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from typing import Any
 
 from django.contrib.auth import authenticate, get_user_model
@@ -58,7 +59,7 @@ NO_STORE = {"Cache-Control": "no-store"}
 # Logging in ---------------------------------------------------------------------------------------
 
 
-class LoginThrottle(SimpleRateThrottle):
+class LoginThrottle(ABC, SimpleRateThrottle):
     """So many tries in a minute, counted in the cache."""
 
     def __init__(self) -> None:
@@ -68,8 +69,9 @@ class LoginThrottle(SimpleRateThrottle):
         whom = hashlib.sha256(self.whom(request).encode()).hexdigest()
         return f"container_manager:{self.scope}:{whom}"
 
+    @abstractmethod
     def whom(self, request: Request) -> str:
-        raise NotImplementedError
+        """Whose tries are counted together."""
 
 
 class PerAddress(LoginThrottle):

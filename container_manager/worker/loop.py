@@ -60,6 +60,20 @@ class Every:
         return max(0.0, self._next - now)
 
 
+def _this_process(name: str, concurrency: int, queues: Sequence[str]) -> Worker:
+    """The row that tells others of this worker."""
+    hostname = socket.gethostname()
+    return Worker(
+        id=ids.uuid7(),
+        name=name or f"{hostname}-{os.getpid()}",
+        hostname=hostname,
+        pid=os.getpid(),
+        concurrency=concurrency,
+        queues=list(queues),
+        version=__version__,
+    )
+
+
 class WorkerLoop:
     """One worker from registration to its orderly end.
 
@@ -82,16 +96,7 @@ class WorkerLoop:
         self._concurrency = concurrency or settings.CONCURRENCY
         self._queues = tuple(queues)
         self._engines = Engines(executors)
-        hostname = socket.gethostname()
-        self._worker = Worker(
-            id=ids.uuid7(),
-            name=name or f"{hostname}-{os.getpid()}",
-            hostname=hostname,
-            pid=os.getpid(),
-            concurrency=self._concurrency,
-            queues=list(queues),
-            version=__version__,
-        )
+        self._worker = _this_process(name, self._concurrency, queues)
         self._claimant = Claimant(self._worker.id, self._worker.name, (), self._queues)
         self._woken = threading.Event()
         self._look = threading.Event()
