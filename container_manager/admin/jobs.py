@@ -259,7 +259,7 @@ class JobAdmin(OperatorAdmin):
         if not self.has_add_permission(request):
             raise PermissionDenied
         like = _like(request)
-        form = JobForm(request.POST or None, initial=_beginning(like), only=ASKED)
+        form = JobForm(request.POST or None, initial=_beginning(like, request.user), only=ASKED)
         pk = self._submitted(request, form, like) if form.is_valid() else None
         if pk is not None:
             return HttpResponseRedirect(self.url_of("change", pk))
@@ -503,11 +503,11 @@ def _like(request: HttpRequest) -> ContainerJob | None:
         raise Http404 from None
 
 
-def _beginning(like: ContainerJob | None) -> dict[str, Any]:
-    """What the form shows at first: the other job, or on an empty installation an example."""
+def _beginning(like: ContainerJob | None, user: Any) -> dict[str, Any]:
+    """What the form shows at first: the other job, or to whom has none yet an example."""
     if like is not None:
         return as_typed(like) | {"scheduled_for": None}
-    return {} if ContainerJob.objects.exists() else _example()
+    return {} if count_jobs(user) else _example()
 
 
 def _example() -> dict[str, Any]:

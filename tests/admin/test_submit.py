@@ -141,14 +141,15 @@ def test_what_was_typed_is_still_there_after_a_mistake(operator: Client) -> None
     assert '<details class="cm-card" open>' in page
 
 
-def test_an_empty_installation_proposes_an_example(operator: Client) -> None:
+def test_who_has_submitted_nothing_yet_is_proposed_an_example(operator: Client, job: Job) -> None:
     worker_row()
+    other = job()
     example = operator.get(url("add")).context["form"].initial
     assert example["executor"] == "process"
     given = {**LEAST, **{name: str(value) for name, value in example.items()}}
     given["command"] = operator.get(url("add")).context["form"]["command"].value()
     assert operator.post(url("add"), {**given, "isolation": "process"}).status_code == 302
-    assert ContainerJob.objects.get().command[:2] == ["sh", "-c"]
+    assert ContainerJob.objects.exclude(pk=other.pk).get().command[:2] == ["sh", "-c"]
     assert operator.get(url("add")).context["form"].initial == {}
 
 
