@@ -102,7 +102,7 @@ def test_an_operators_morning(
     page.goto(f"{LIST}add/")
     page.get_by_label("Name", exact=True).fill("waits for the queue")
     page.get_by_label("Command").fill("echo 'my turn'")
-    page.get_by_text("Where and when").click()
+    # Open already, for who submits for the first time is proposed an example with an executor
     page.get_by_label("Executor").select_option("process")
     page.get_by_role("button", name="Submit").click()
     expect_state(page, "queued")
