@@ -16,12 +16,12 @@ from django.db import InterfaceError, OperationalError, connection
 from django.db.models import Q
 
 from container_manager import __version__, conf, ids, lifecycle
+from container_manager.engines import Engines
 from container_manager.executors.base import CHUNK_BYTES
 from container_manager.faults import reached
 from container_manager.models import ContainerJob, Installation, JobLog, Queue, Worker
 from container_manager.models.leases import Claimant, Lease
 from container_manager.states import JobStatus, StopKind, Stream
-from container_manager.worker.engines import Engines
 from container_manager.worker.heartbeat import Heartbeat
 from container_manager.worker.listener import Listener
 from container_manager.worker.output import OUTPUT_BYTES, Output

@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection
 from uuid import UUID
 
 from container_manager import lifecycle
+from container_manager.engines import Engines
 from container_manager.faults import reached
 from container_manager.models import JobAttempt, Worker
 from container_manager.models.leases import Claimant, Lease
-from container_manager.worker.engines import Engines
 
 logger = logging.getLogger("container_manager")
 

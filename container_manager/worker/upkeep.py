@@ -9,10 +9,10 @@ from django.utils import timezone
 
 from container_manager import lifecycle
 from container_manager.conf import settings
+from container_manager.engines import Engines
 from container_manager.executors.base import Execution, Executor
 from container_manager.models import JobAttempt
 from container_manager.states import Phase, Reason
-from container_manager.worker.engines import Engines
 from container_manager.worker.sweeper import Sweeper
 
 

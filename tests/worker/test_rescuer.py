@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from container_manager import ids
+from container_manager.engines import Engines
 from container_manager.models import JobAttempt, Worker
 from container_manager.models.leases import Offer
-from container_manager.worker.engines import Engines
 from container_manager.worker.rescuer import Rescuer
 from tests.support.loops import FAKE
 from tests.support.spine import a_worker, finish, held_by

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from container_manager.engines import Engines
 from container_manager.models.leases import Offer
-from container_manager.worker.engines import Engines
 from tests.support.loops import FAKE
 
 
