@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
@@ -13,6 +14,15 @@ from container_manager.models import ContainerJob
 from tests.factories import JobFactory
 
 ONLY_ON = {"postgres": "postgresql", "sqlite": "sqlite"}
+
+
+def pytest_configure() -> None:
+    """Ctrl-C is tested on processes of their own, also where these tests run in the background.
+
+    Whoever starts something in the background ignores SIGINT for it, and children inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
