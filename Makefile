@@ -22,11 +22,15 @@ PORT ?=
 CASES ?= 2000
 SEED ?= 1
 ON ?=
+REPEAT ?= 5
+EXECUTOR ?=
+POINT ?=
+TABLE ?=
 WORKLOAD ?= drain
 ROUNDS ?= 5
 JOBS ?= 20000
 
-.PHONY: help install demo run migrate test test-sqlite test-postgres fuzz lint format docs screenshots bench clean
+.PHONY: help install demo run migrate test test-sqlite test-postgres fuzz crash-sweep chaos bite lint format docs screenshots bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,7 +77,7 @@ test-sqlite: $(INSTALLED) ## the tests on SQLite
 	$(IN_BROWSER) $(PYTEST) $(NONE_IS_FINE)
 
 # Executors never see the database: once is enough for them.
-ON_POSTGRES := --ignore=tests/executors
+ON_POSTGRES := --ignore=tests/executors --ignore=tests/faults/engine
 
 test-postgres: $(INSTALLED) ## the tests on a PostgreSQL that is started for them
 	@echo "== PostgreSQL"
@@ -88,6 +92,20 @@ PRODUCTION := env -u DATABASE_URL DEBUG=off ALLOWED_HOSTS=jobs.example.org \
 
 fuzz: $(INSTALLED) ## schemathesis against a running server (CASES=2000 SEED=1 ON=postgres)
 	$(if $(ON),$(PY) -m tests.services $(ON) --) $(PY) -m tests.fuzz --cases $(CASES) --seed $(SEED)
+
+# POINT="R4 stop:R4 sql:N" is some of what the table shows; EXECUTOR=docker, ON=postgres: only that.
+crash-sweep: $(INSTALLED) ## kill workers at every point, statement and engine call (REPEAT=5 ON= EXECUTOR= POINT=)
+	$(PY) -m tests.crash --repeat $(REPEAT) $(ON:%=--on %) $(EXECUTOR:%=--executor %) \
+		$(foreach point,$(POINT),--point $(point)) $(if $(TABLE),--table $(TABLE))
+
+chaos: JOBS := 10000
+chaos: SEED :=
+chaos: WORKERS := 8
+chaos: $(INSTALLED) ## random faults around many jobs (JOBS=10000 WORKERS=8 SEED= ON=postgres)
+	$(PY) -W ignore -m tests.chaos --jobs $(JOBS) --workers $(WORKERS) --on $(or $(ON),postgres) $(if $(SEED),--seed $(SEED))
+
+bite: $(INSTALLED) ## do the tests bite? plants bugs, one at a time, and runs the tests
+	$(PY) -m tests.bite
 
 lint: $(INSTALLED) ## style, types, layers, migrations, deployment settings
 	$(VENV)/bin/ruff check .

@@ -1,4 +1,4 @@
-"""python -m benchmarks drain|list|stats [--rounds 5] [--jobs 20000] [--json FILE] [--docs]"""
+"""python -m benchmarks drain|list|stats|memory|rescue [--rounds 5] [--jobs 20000] [--docs]"""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import drain, listing, report, stats
+from benchmarks import drain, listing, memory, report, rescue, stats
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKLOADS = {
     "drain": (drain.run, report.markdown),
     "list": (listing.run, listing.markdown),
     "stats": (stats.run, stats.markdown),
+    "memory": (memory.run, memory.markdown),
+    "rescue": (rescue.run, rescue.markdown),
 }
 """How each is run, and how its table is made."""
 

@@ -22,6 +22,7 @@ class Drained:
     process_seconds: float
     """The whole life of the worker process, start-up and shut-down included."""
     rss_at_first_claim: int
+    peak_rss: int
     rss_at_last_end: int
 
     @property
@@ -57,6 +58,12 @@ class Watched:
         before = [size for at, size in self.samples if at <= moment]
         return before[-1] if before else self.samples[0][1]
 
+    def peak(self, first: float, last: float) -> int:
+        """The largest sample between two moments."""
+        return max(
+            [self.rss_at(first), *(size for at, size in self.samples if first <= at <= last)]
+        )
+
 
 def _rss(pid: int) -> int | None:
     try:
@@ -76,5 +83,6 @@ def drained(worker: Watched, jobs: int, done: int, first: float, last: float) ->
         seconds=last - first,
         process_seconds=worker.seconds,
         rss_at_first_claim=worker.rss_at(first),
+        peak_rss=worker.peak(first, last),
         rss_at_last_end=worker.rss_at(last),
     )

@@ -79,7 +79,18 @@ SQLITE_OPTIONS = {
     "transaction_mode": "IMMEDIATE",
     "init_command": (
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=60000;"
+        # What a long reader made of the log is given back to the disk afterwards.
+        "PRAGMA journal_size_limit=67108864;"
     ),
+}
+
+POSTGRES_OPTIONS = {
+    # A server that is gone without a word is noticed within a minute, and not after hours.
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
 }
 
 POOL_OPTIONS = {
@@ -89,6 +100,9 @@ POOL_OPTIONS = {
     "max_lifetime": env.float("DATABASE_POOL_MAX_LIFETIME", default=30 * 60),
     # A request that cannot have a connection is told so before its client gives up.
     "timeout": env.float("DATABASE_POOL_TIMEOUT", default=5),
+    # For so long the pool tries by itself, each time twice as late; afterwards whoever needs a
+    # connection has it try at once. Else it stays away half as long again as the server was.
+    "reconnect_timeout": 2,
 }
 
 
@@ -102,6 +116,7 @@ def database() -> dict[str, Any]:
         options.update(SQLITE_OPTIONS)
         return config
     config.update(CONN_MAX_AGE=0, CONN_HEALTH_CHECKS=True)
+    config["OPTIONS"] = options = {**POSTGRES_OPTIONS, **options}
     if env.bool("DATABASE_POOL", default=True):
         options["pool"] = POOL_OPTIONS
     if "host" in options:

@@ -16,7 +16,7 @@ class ContainerManagerConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from container_manager import checks, guarding
+        from container_manager import checks, crashes, guarding
 
         django_checks.register(checks.settings_are_valid)
         django_checks.register(checks.deployment_is_safe, deploy=True)
@@ -24,6 +24,7 @@ class ContainerManagerConfig(AppConfig):
         pre_migrate.connect(guarding.before_migrate, sender=self)
         post_migrate.connect(guarding.after_migrate)
         setting_changed.connect(_reload_settings)
+        crashes.arm_as_told()
 
 
 def _reload_settings(*, setting: str, **_: Any) -> None:

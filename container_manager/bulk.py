@@ -32,6 +32,7 @@ class Verb(Words):
     RETRY = "retry", "Queue a failed job again, now."
     CANCEL = "cancel", "Withdraw it; if it runs, it is asked to stop."
     KILL = "kill", "Stop it by force."
+    ABANDON = "abandon", "Give it up: nobody can reach its engine. For operators."
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,13 @@ def act(verb: Verb, job_ids: Iterable[UUID], *, actor: str, user: Any = None) ->
 
 
 def _of_batch(verb: Verb, batch: Sequence[UUID], actor: str, user: Any) -> dict[UUID, Result]:
-    refused = _not_for(user, batch) if user is not None else {}
+    refused = _not_for(user, verb, batch) if user is not None else {}
     allowed = [pk for pk in batch if pk not in refused]
     asked = _ACTS[verb](allowed, actor) if allowed else ()
     return refused | {result.job_id: result for result in asked}
 
 
-def _not_for(user: Any, batch: Sequence[UUID]) -> dict[UUID, Result]:
+def _not_for(user: Any, verb: Verb, batch: Sequence[UUID]) -> dict[UUID, Result]:
     jobs = ContainerJob.objects.visible_to(user).only("created_by").in_bulk(batch)
     results = {}
     for pk in batch:
@@ -81,6 +82,8 @@ def _not_for(user: Any, batch: Sequence[UUID]) -> dict[UUID, Result]:
             results[pk] = _bad(pk, Stopped.UNKNOWN, "there is no such job")
         elif not access.may_change(user, jobs[pk]):
             results[pk] = _bad(pk, Stopped.REFUSED, "you may see it, but not change it")
+        elif verb == Verb.ABANDON and not access.operates(user):
+            results[pk] = _bad(pk, Stopped.REFUSED, "only operators may abandon a job")
     return results
 
 
@@ -108,6 +111,22 @@ _SAYS = {
     Stopped.UNKNOWN: "it was deleted",
     Stopped.NOT_TRIED: "the database did not answer; ask again",
 }
+
+
+# Giving up ----------------------------------------------------------------------------------------
+
+
+def _abandon(job_ids: Sequence[UUID], actor: str) -> Iterator[Result]:
+    came = lifecycle.abandon(job_ids, actor=actor)
+    refused = [pk for pk, word in came.items() if word == Stopped.REFUSED]
+    now = _states_of(refused)
+    for pk, word in came.items():
+        if word == Stopped.DONE:
+            yield Result(pk, word, "failed; what is left is killed when its engine is back")
+        elif pk in now:
+            yield _bad(pk, word, str(lifecycle.not_abandoned(now[pk])))
+        else:
+            yield _bad(pk, Stopped.UNKNOWN, _SAYS[Stopped.UNKNOWN])
 
 
 # Queueing -----------------------------------------------------------------------------------------
@@ -171,4 +190,5 @@ _ACTS: dict[Verb, Callable[[Sequence[UUID], str], Iterator[Result]]] = {
     Verb.RETRY: _retry,
     Verb.CANCEL: partial(_stop, StopKind.CANCEL),
     Verb.KILL: partial(_stop, StopKind.KILL),
+    Verb.ABANDON: _abandon,
 }

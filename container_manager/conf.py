@@ -18,6 +18,8 @@ from typing import Any
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 
+from container_manager import faults
+
 
 def _positive(value: float) -> str:
     return "" if 0 < value < math.inf else "must be greater than 0 and finite"
@@ -97,6 +99,11 @@ class Settings:
     )
     DRAIN_SECONDS: float = _key(
         30.0, "How long a stopping worker waits for what it must still write.", _positive
+    )
+    CRASH_AT: str = _key(
+        "",
+        "For tests, only while DEBUG is on: kill this process at these crash points.",
+        faults.problem_of,
     )
 
 
@@ -190,6 +197,8 @@ def _across(values: Settings) -> list[str]:
         problems.append(
             "CONTAINER_MANAGER['LEASE_SECONDS']: must be at least three times REQUEST_POLL_SECONDS"
         )
+    if values.CRASH_AT and not django_settings.DEBUG:
+        problems.append("CONTAINER_MANAGER['CRASH_AT']: kills this process; only while DEBUG is on")
     return problems
 
 

@@ -741,6 +741,12 @@ class _Sqlite:
     def lock(self, cursor: Any, table: str) -> None:
         """There is one writer at a time."""
 
+    def close(self, cursor: Any, table: str) -> None:
+        """Who holds the transaction keeps the others out."""
+
+    def open(self, cursor: Any) -> None:
+        """The end of the transaction does."""
+
 
 class _PostgreSQL:
     """The guard on one PostgreSQL schema.
@@ -801,6 +807,33 @@ class _PostgreSQL:
     def lock(self, cursor: Any, table: str) -> None:
         """From now on nobody else writes; what others wrote before is there to be seen."""
         cursor.execute(f'LOCK TABLE "{self.schema}"."{table}" IN SHARE ROW EXCLUSIVE MODE')
+
+    def close(self, cursor: Any, table: str) -> None:
+        cursor.execute(f"SET {_PG_MIGRATING} = 'on'")
+        cursor.execute(_PG_DOOR.format(schema=self.schema))
+        cursor.execute(
+            f'CREATE TRIGGER "{PREFIX}door" BEFORE INSERT OR UPDATE OR DELETE'
+            f' ON "{self.schema}"."{table}" FOR EACH STATEMENT'
+            f' EXECUTE FUNCTION "{self.schema}"."{PREFIX}door"()'
+        )
+
+    def open(self, cursor: Any) -> None:
+        cursor.execute(f'DROP FUNCTION IF EXISTS "{self.schema}"."{PREFIX}door"() CASCADE')
+        cursor.execute(f"RESET {_PG_MIGRATING}")
+
+
+_PG_MIGRATING = "container_manager.migrating"
+
+_PG_DOOR = f"""
+CREATE OR REPLACE FUNCTION "{{schema}}"."{PREFIX}door"() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF current_setting('{_PG_MIGRATING}', true) IS DISTINCT FROM 'on' THEN
+    RAISE EXCEPTION 'A migration is at work on this table; try again later'
+      USING ERRCODE = 'cannot_connect_now';
+  END IF;
+  RETURN NULL;
+END $$
+"""
 
 
 _PG_TRIGGERS = """
@@ -947,8 +980,21 @@ def _forget_counters(cursor: Any, tables: Sequence[GuardedTable]) -> None:
             cursor.execute(f"DELETE FROM {counters}")
 
 
-def uninstall(connection: Any) -> None:
-    """Remove every trigger and function of the guard."""
+def uninstall(connection: Any, door: Sequence[GuardedTable] = ()) -> None:
+    """Remove every trigger and function of the guard.
+
+    `door`: on PostgreSQL nobody but this session writes these tables until `open_door` or
+    `install`; who tries is told that the database is away. (On SQLite that takes a transaction.)
+    """
     if (dialect := _dialect(connection)) is not None:
         with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
             dialect.drop_all(cursor)
+            for table in _present(connection, door):
+                dialect.close(cursor, table.table)
+
+
+def open_door(connection: Any) -> None:
+    """Let everybody write again, guarded or not."""
+    if (dialect := _dialect(connection)) is not None:
+        with connection.cursor() as cursor:
+            dialect.open(cursor)

@@ -57,6 +57,12 @@ class StopRequested(MoveRefused):
     code = "stop_requested"
 
 
+class StillReached(MoveRefused):
+    """Its engine answers: it is not abandoned."""
+
+    code = "still_reached"
+
+
 class StaleState(MoveRefused, ConcurrentTransition):
     """The row has moved since it was read: read it again."""
 

@@ -3,7 +3,8 @@
 A migration installs it and `post_migrate` compares it again. Two kinds of migration cannot run
 while it stands, so `migrate` lifts it for their time: any rebuild of a table on SQLite, where a
 trigger that names a table stops the rebuild, and a new type of a column that a trigger of
-PostgreSQL names.
+PostgreSQL names. Nobody else can write an entity then: on SQLite `migrate` is one transaction, and
+on PostgreSQL a door stands where the guard stood.
 """
 
 from __future__ import annotations
@@ -32,14 +33,23 @@ def before_migrate(*, using: str, plan: Any = (), **_: Any) -> None:
         for operation in _flat(migration.operations)
     ]
     if any(_is_stopped_by_guard(connection, operation) for operation in operations):
-        db_guard.uninstall(connection)
+        db_guard.uninstall(connection, door=guarded_tables())
         _suspended.add(using)
 
 
 def after_migrate(*, using: str, **_: Any) -> None:
     """Install the guard where it is missing or differs."""
-    _suspended.discard(using)
     db_guard.install(connections[using], guarded_tables())
+    if using in _suspended:
+        _suspended.discard(using)
+        db_guard.open_door(connections[using])
+
+
+def give_back(using: str) -> None:
+    """After a `migrate` that failed while the guard was lifted: install it again, if that goes."""
+    if using in _suspended and not connections[using].in_atomic_block:  # else it is rolled back
+        after_migrate(using=using)
+    _suspended.discard(using)
 
 
 def recount(using: str) -> None:

@@ -2,10 +2,13 @@
 
 People and programs:   submit  amend  revise  enqueue  stop  retry  move  bring  prune  steer_queue
                        once
+Operators:             abandon  abandon_one  end_unheld
 Workers:               claim  progress  signalled  keep_chunks  finish  requests  release
                        cleaned_up
 Dead workers:          orphans  adopt  note_unreachable
 Upkeep:                requeue_due  expire_waiting  give_up_unproven  forget_keys
+
+Questions: changeable  prunable  abandonable  not_abandoned  refused  verdict
 
 Every verb that writes is one transaction. What a worker writes is fenced by its lease: "somebody
 else holds it now" is an outcome that each verb returns, never an exception. No engine is called
@@ -26,7 +29,7 @@ from uuid import UUID
 
 from django.core.exceptions import ValidationError
 from django.db import OperationalError, models, transaction
-from django.db.models.functions import Cast, Coalesce, Greatest, Now
+from django.db.models.functions import Cast, Coalesce, Greatest, Length, Now
 
 from container_manager import retries
 from container_manager.conf import settings
@@ -35,6 +38,7 @@ from container_manager.exceptions import (
     KeyReused,
     NotChangeable,
     StaleState,
+    StillReached,
     StopRequested,
 )
 from container_manager.executors.base import Outcome
@@ -43,6 +47,7 @@ from container_manager.models import (
     ContainerJob,
     IdempotencyKey,
     JobAttempt,
+    JobLog,
     Queue,
     StateHistory,
     Worker,
@@ -69,16 +74,21 @@ from container_manager.models.outcomes import (
 )
 from container_manager.models.outcomes import keep_chunks as write_chunks
 from container_manager.models.sql import storable
-from container_manager.states import Blame, JobStatus, Phase, Reason, StopKind
+from container_manager.reports.fleet import seen_workers
+from container_manager.states import Blame, JobStatus, Phase, Reason, StopKind, Stream
 
 __all__ = [
     "Stopped",
+    "abandon",
+    "abandon_one",
+    "abandonable",
     "adopt",
     "amend",
     "bring",
     "changeable",
     "claim",
     "cleaned_up",
+    "end_unheld",
     "enqueue",
     "expire_waiting",
     "finish",
@@ -86,6 +96,7 @@ __all__ = [
     "give_up_unproven",
     "keep_chunks",
     "move",
+    "not_abandoned",
     "note_unreachable",
     "once",
     "orphans",
@@ -325,13 +336,14 @@ def stop(job_ids: Sequence[UUID], kind: StopKind, *, actor: str = "system") -> d
     with acting_as(actor):
         _those(results, Stopped.DONE).update(status=_STOPPED_STATUS[kind])
     if Stopped.REQUESTED in results.values():
-        stamp = {_REQUESTED_AT[kind]: database_now(USING)}
+        stamp = {_REQUESTED_AT[kind]: database_now(USING), _REQUESTED_BY[kind]: actor}
         _those(results, Stopped.REQUESTED).update(**stamp)
         wake_workers(USING)
     return {pk: results.get(pk, Stopped.UNKNOWN) for pk in job_ids}
 
 
 _REQUESTED_AT = {StopKind.KILL: "kill_requested_at", StopKind.CANCEL: "cancel_requested_at"}
+_REQUESTED_BY = {StopKind.KILL: "kill_requested_by", StopKind.CANCEL: "cancel_requested_by"}
 
 
 def _way_to_stop(job: ContainerJob, kind: StopKind, held: bool) -> Stopped:
@@ -471,6 +483,151 @@ def prune(job_ids: Collection[UUID], *, keep_history: bool = False) -> set[UUID]
             entity_type=ContainerJob.entity_type, entity_id__in=gone
         ).delete()
     return gone
+
+
+# Giving up ----------------------------------------------------------------------------------------
+
+
+@verb
+def abandon(job_ids: Collection[UUID], *, actor: str = "system") -> dict[UUID, Stopped]:
+    """Fail as `unproven` those of these jobs that nobody can reach; no retry follows by itself.
+
+    REFUSED where the engine answers or no worker ever held it: `not_abandoned` says why. What is
+    left of them is killed when their engine is back.
+    """
+    active = _running_attempts(job_ids).order_by("pk").select_for_update(of=("self",))
+    lost = _unreached(list(active))
+    _give_up(lost, actor, {"abandoned": True})
+    results = dict.fromkeys(_existing(job_ids), Stopped.REFUSED)
+    results |= dict.fromkeys((attempt.job_id for attempt in lost), Stopped.DONE)
+    return {pk: results.get(pk, Stopped.UNKNOWN) for pk in job_ids}
+
+
+@verb
+def abandon_one(job_id: UUID, *, revision: str | None = None, actor: str = "system") -> None:
+    """The same of one job; with `revision` only that one.
+
+    Raises DoesNotExist, StaleState, InvalidTransition, StillReached.
+    """
+    job = amend(job_id, {}, revision=revision)
+    if abandon([job_id], actor=actor)[job_id] != Stopped.DONE:
+        raise not_abandoned(job)
+
+
+def abandonable(job_ids: Collection[UUID]) -> set[UUID]:
+    """Those of these jobs that `abandon` would give up now."""
+    return {attempt.job_id for attempt in _unreached(list(_running_attempts(job_ids)))}
+
+
+def not_abandoned(job: ContainerJob) -> InvalidTransition | StillReached:
+    """The error for a job that cannot be abandoned: what to do instead."""
+    if job.status != JobStatus.RUNNING:
+        return refused(job, JobStatus.FAILED)
+    attempt = _running_attempts([job.pk]).first()
+    if attempt is None:
+        return StillReached("No worker holds it: cancel and kill act at once", entity=job)
+    where = f"engine {attempt.executor}" if attempt.executor else "engine"
+    message = f"Its {where} answers (worker {attempt.worker_name}): cancel or kill it instead"
+    return StillReached(message, entity=job, old=job.status, new=JobStatus.FAILED)
+
+
+def _running_attempts(job_ids: Collection[UUID]) -> models.QuerySet[JobAttempt]:
+    return JobAttempt.objects.active().filter(job__in=job_ids, job__status=JobStatus.RUNNING)
+
+
+def _existing(job_ids: Collection[UUID]) -> list[UUID]:
+    return list(ContainerJob.objects.filter(pk__in=job_ids).values_list("pk", flat=True))
+
+
+def _unreached(attempts: list[JobAttempt]) -> list[JobAttempt]:
+    """Those whose engine is away; and those of no living worker that none can go on with."""
+    living = [seen.row for seen in seen_workers() if seen.alive] if attempts else []
+    holders = {worker.pk for worker in living}
+    reached = {place for worker in living for place in _places(worker)}
+    return [
+        attempt
+        for attempt in attempts
+        if attempt.unreachable_since is not None
+        or (
+            attempt.worker_id not in holders
+            and (attempt.executor, attempt.engine_id) not in reached
+        )
+    ]
+
+
+def _places(worker: Worker) -> set[tuple[str, str]]:
+    """Alias and id of each engine that answers this worker."""
+    return {
+        (alias, offer["engine_id"])
+        for alias, offer in worker.offers.items()
+        if offer.get("available")
+    }
+
+
+def _give_up(attempts: Collection[JobAttempt], actor: str, told: dict[str, Any]) -> int:
+    """End these locked attempts, whose workers are fenced from now on, and fail their jobs."""
+    why = {"reason": Reason.UNPROVEN, "error": Reason.UNPROVEN.meaning}
+    _end_unproven([attempt.pk for attempt in attempts], **why)
+    pks = [attempt.job_id for attempt in attempts]
+    info = {"metadata": told}
+    return _moved_by(actor, pks, JobStatus.FAILED, transition_info=info, **why)
+
+
+def _end_unproven(attempt_ids: Collection[UUID], **evidence: Any) -> int:
+    """Nobody holds them any more; of their output there is what was stored."""
+    stored = _stored_of(Stream.STDOUT) | _stored_of(Stream.STDERR)
+    return JobAttempt.objects.filter(pk__in=attempt_ids).update(
+        phase=Phase.DONE,
+        lease_epoch=models.F("lease_epoch") + 1,
+        updated_at=database_now(USING),
+        **{"blame": Blame.INFRA, **stored, **evidence},
+    )
+
+
+def _stored_of(stream: Stream) -> dict[str, Any]:
+    """The counts of an attempt's stream, as far as its stored output tells them."""
+    chunks = JobLog.objects.filter(
+        job=models.OuterRef("job"), attempt=models.OuterRef("attempt"), stream=stream
+    )
+    per_attempt = chunks.order_by().values("job")
+    size = Length("data")
+    end = per_attempt.annotate(n=models.Max(models.F("offset") + size)).values("n")
+    kept = per_attempt.annotate(n=models.Sum(size)).values("n")
+    emitted, whole = _or_zero(end), _or_zero(kept)
+    return {f"{stream}_bytes": emitted, f"{stream}_omitted": emitted - whole}
+
+
+def _or_zero(query: models.QuerySet[Any, Any]) -> Coalesce:
+    return Coalesce(models.Subquery(query), 0, output_field=models.BigIntegerField())
+
+
+@verb
+def end_unheld(job_ids: Collection[UUID]) -> int:
+    """End attempts that are held though their job has moved on: a repair of contradicting rows.
+
+    The latest attempt of an ended job gets that job's result, of the others nothing is known.
+    """
+    wrong = ~models.Q(job__status=JobStatus.RUNNING) | ~models.Q(attempt=models.F("job__attempt"))
+    held = JobAttempt.objects.active().filter(wrong, job__in=job_ids).order_by("pk")
+    ended = 0
+    for attempt in held.select_for_update(of=("self",)).select_related("job"):
+        ended += _end_unproven([attempt.pk], **_result_of(attempt))
+    return ended
+
+
+def _result_of(attempt: JobAttempt) -> dict[str, Any]:
+    job = attempt.job
+    if attempt.attempt != job.attempt or job.launched_at is None or job.completed_at is None:
+        return {"reason": Reason.UNPROVEN, "error": Reason.UNPROVEN.meaning}
+    proven = job.exit_code is not None or bool(job.reason)
+    reason = Reason(job.reason) if job.reason else (None if proven else Reason.UNPROVEN)
+    return {
+        "exit_code": job.exit_code,
+        "oom_killed": job.oom_killed,
+        "reason": reason or "",
+        "error": job.error,
+        "blame": reason.blame if reason else "",
+    }
 
 
 # Workers ------------------------------------------------------------------------------------------
@@ -632,6 +789,9 @@ def _policy_of(lease: Lease) -> retries.RetryPolicy:
         return retries.BUILT_IN["default"]
 
 
+_chances = retries.Chances(random.random())  # noqa: S311
+
+
 def _next_attempt(lease: Lease, outcome: Outcome, reason: Reason | None) -> retries.Retry | None:
     return retries.decide(
         _policy_of(lease),
@@ -641,14 +801,14 @@ def _next_attempt(lease: Lease, outcome: Outcome, reason: Reason | None) -> retr
         retry_count=lease.retry_count,
         infra_retry_count=lease.infra_retry_count,
         max_infra_retries=settings.MAX_INFRA_RETRIES,
-        chance=random.random(),  # noqa: S311
+        chance=_chances.next(),
     )
 
 
 def _error(outcome: Outcome, reason: Reason | None) -> str:
-    if reason is None:
-        return ""
-    return storable(outcome.error) or (reason.meaning if reason != Reason.EXIT_CODE else "")
+    """What there is to say, also of a good end: that some of its output may be missing."""
+    said = reason.meaning if reason not in (None, Reason.EXIT_CODE) else ""
+    return storable(outcome.error) or said
 
 
 # Dead workers -------------------------------------------------------------------------------------
@@ -683,14 +843,10 @@ def adopt(claimant: Claimant, attempts: Iterable[JobAttempt]) -> list[Lease]:
 def note_unreachable(dead: Collection[UUID]) -> int:
     """Write on orphans whose engine no living worker reaches since when that is so."""
     living = Worker.objects.exclude(pk__in=dead)
-    reached_by_some = {
-        offer["engine_id"]
-        for offers in living.values_list("offers", flat=True)
-        for offer in offers.values()
-        if offer.get("available")
-    }
     orphaned = JobAttempt.objects.active().exclude(worker_id__in=living.values("pk"))
-    alone = orphaned.filter(unreachable_since__isnull=True).exclude(engine_id__in=reached_by_some)
+    alone = orphaned.filter(unreachable_since__isnull=True)
+    for alias, engine_id in {place for worker in living for place in _places(worker)}:
+        alone = alone.exclude(executor=alias, engine_id=engine_id)
     return alone.update(unreachable_since=database_now(USING))
 
 
@@ -741,18 +897,18 @@ def give_up_unproven(seconds: float, limit: int = 500) -> int:
     """
     since = database_now(USING) - timedelta(seconds=seconds)
     lost = JobAttempt.objects.active().filter(unreachable_since__lt=since).order_by("pk")
-    rows = dict(lost.select_for_update(skip_locked=True).values_list("pk", "job_id")[:limit])
-    told = {"reason": Reason.UNPROVEN, "error": Reason.UNPROVEN.meaning}
-    JobAttempt.objects.filter(pk__in=rows).update(
-        phase=Phase.DONE, lease_epoch=models.F("lease_epoch") + 1, blame=Blame.INFRA, **told
-    )
-    return _as_upkeep(list(rows.values()), JobStatus.FAILED, **told)
+    rows = list(lost.select_for_update(skip_locked=True)[:limit])
+    return _give_up(rows, "upkeep", {"lost_after_seconds": seconds})
 
 
 def _as_upkeep(pks: list[UUID], status: JobStatus, **change: Any) -> int:
+    return _moved_by("upkeep", pks, status, **change)
+
+
+def _moved_by(actor: str, pks: list[UUID], status: JobStatus, **change: Any) -> int:
     if not pks:
         return 0
-    with acting_as("upkeep"):
+    with acting_as(actor):
         return ContainerJob.objects.filter(pk__in=pks).update(status=status, **change)
 
 

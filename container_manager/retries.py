@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from itertools import count
 from typing import Any
 
 from container_manager.states import Reason
@@ -27,10 +28,13 @@ class RetryPolicy:
     """
 
     strategy: str = "exponential"
-    base_seconds: float = 10.0
+    base_seconds: float = 15.0
     max_seconds: float = 600.0
-    jitter: float = 0.2
-    """Share of the wait that is random: 0.2 means 80 % to 120 %."""
+    jitter: float = 0.8
+    """Share of the wait that is random: 0.8 means 20 % to 180 %.
+
+    By default wide enough that of all that failed in one second less than 5 % come back in any one.
+    """
     rules: tuple[Mapping[str, Any], ...] = ()
 
     def delay(self, retry: int, chance: float) -> float:
@@ -56,6 +60,26 @@ BUILT_IN: Mapping[str, RetryPolicy] = {
     "conservative": RetryPolicy(strategy="linear", base_seconds=60.0, max_seconds=3600.0),
     "high_priority": RetryPolicy(strategy="fixed", base_seconds=2.0, max_seconds=2.0),
 }
+
+
+class Chances:
+    """Numbers in [0, 1) that lie evenly, however many are taken: what fails together comes back apart.
+
+    Steps of the golden ratio; of numbers drawn at random some seconds would get twice their share.
+
+    >>> chances = Chances(0.0)
+    >>> sorted(int(10 * chances.next()) for _ in range(10))
+    [0, 1, 2, 3, 4, 4, 5, 6, 7, 8]
+    """
+
+    STEP = 0.6180339887498949
+
+    def __init__(self, first: float) -> None:
+        self._first = first
+        self._taken = count()
+
+    def next(self) -> float:
+        return (self._first + next(self._taken) * self.STEP) % 1.0
 
 
 @dataclass(frozen=True)

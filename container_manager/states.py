@@ -194,10 +194,11 @@ class Reason(Words):
     NOT_EXECUTABLE = "not_executable", "The command exists and cannot be executed."
     NOT_PERMITTED = "not_permitted", "The engine or its policy refused what the job asked for."
     LAUNCH_ERROR = "launch_error", "The engine could not create or start it."
-    EXECUTOR_UNAVAILABLE = "executor_unavailable", "The engine did not answer."
+    EXECUTOR_UNAVAILABLE = "executor_unavailable", "Its engine went away, and with it what ran there."
     WORKER_LOST = "worker_lost", "Its worker died and it is proven absent from its engine."
     WORKER_STOPPED = "worker_stopped", "Its worker was shut down; it was stopped and queued again."
     DISK_FULL = "disk_full", "There was no space left to run it or to keep its output."
+    OUTPUT_LIMIT = "output_limit", "It printed more than its executor may keep, and was ended."
     POISON = "poison", "The machinery failed around it too many times in a row."
     UNPROVEN = "unproven", "Its engine stayed away; nobody could prove how it ended."
     CANCELLED = "cancelled", "Somebody withdrew it."
@@ -217,6 +218,7 @@ _BLAME = {
     Reason.TIMEOUT: Blame.POLICY,
     Reason.START_TIMEOUT: Blame.POLICY,
     Reason.QUEUE_TIMEOUT: Blame.POLICY,
+    Reason.OUTPUT_LIMIT: Blame.POLICY,
     Reason.LAUNCH_ERROR: Blame.INFRA,
     Reason.EXECUTOR_UNAVAILABLE: Blame.INFRA,
     Reason.WORKER_LOST: Blame.INFRA,

@@ -179,6 +179,26 @@ def test_the_table_of_crash_points_names_them_all() -> None:
     assert told == list(faults.POINTS)
 
 
+NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_test_that_a_page_names_is_there(page: Path) -> None:
+    for path, name in NAMED_TEST.findall(page.read_text()):
+        text = (ROOT / path).read_text()
+        assert re.search(rf"def {name}\b", text) if name else text, f"{path}::{name}"
+
+
+FAULTS = {1, 2, *range(4, 8), *range(9, 17), *range(19, 36), 37, 41}
+"""Rows of the list of faults that are about jobs; the others belong to events and workflows."""
+
+
+def test_every_fault_is_told_with_its_tests() -> None:
+    page = (ROOT / "docs/reliability.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| .*`tests/", page, re.MULTILINE)
+    assert set(map(int, rows)) == FAULTS
+
+
 def test_every_environment_variable_of_the_project_is_told() -> None:
     read = set(re.findall(r'env\.\w+\(\s*"(\w+)"', (ROOT / "config/settings.py").read_text()))
     text = (ROOT / "docs/settings.md").read_text()

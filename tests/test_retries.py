@@ -22,7 +22,7 @@ INFRA = [
 PERMANENT = [r for r in Reason if r.is_permanent]
 
 
-def decision(policy=RetryPolicy(jitter=0), **given):  # noqa: B008
+def decision(policy=RetryPolicy(base_seconds=10, jitter=0), **given):  # noqa: B008
     return decide(
         policy,
         **{
@@ -80,6 +80,18 @@ def test_jitter_stays_in_its_share_of_the_wait(strategy, base, longest, jitter, 
     assert 0 <= plain <= longest
     assert plain * (1 - jitter) - slack <= wait <= plain * (1 + jitter) + slack
     assert math.isfinite(wait)
+
+
+@pytest.mark.parametrize("first", [0.0, 0.37, 0.999999])
+@pytest.mark.parametrize("taken", [10, 100, 1000])
+def test_chances_lie_evenly_however_many_are_taken(first, taken):
+    """Of any tenth there is a tenth of them, give or take two."""
+    chances = retries.Chances(first)
+    numbers = [chances.next() for _ in range(taken)]
+    assert all(0 <= number < 1 for number in numbers)
+    for tenth in range(10):
+        share = sum(tenth / 10 <= number < (tenth + 1) / 10 for number in numbers)
+        assert abs(share - taken / 10) <= 2
 
 
 def test_chance_spreads_from_one_end_to_the_other():

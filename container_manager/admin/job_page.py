@@ -20,7 +20,7 @@ from container_manager.templatetags import cm as showing
 
 MOVES_SHOWN, ATTEMPTS_SHOWN = 100, 50
 
-DANGEROUS = (Verb.CANCEL, Verb.KILL)
+DANGEROUS = (Verb.CANCEL, Verb.KILL, Verb.ABANDON)
 """What is asked about before it is done."""
 
 DONE = {
@@ -28,6 +28,7 @@ DONE = {
     Verb.RETRY: "retried",
     Verb.CANCEL: "cancelled",
     Verb.KILL: "killed",
+    Verb.ABANDON: "abandoned",
 }
 
 
@@ -36,6 +37,8 @@ DONE = {
 
 def possible(job: ContainerJob, verb: Verb) -> bool:
     """Does the job's state allow it, and was it not asked for already?"""
+    if verb == Verb.ABANDON:
+        return job.status == JobStatus.RUNNING and bool(lifecycle.abandonable([job.pk]))
     if verb == Verb.QUEUE:
         return job.status in lifecycle.QUEUEABLE and job.status not in lifecycle.RETRYABLE
     if verb == Verb.RETRY:
@@ -59,7 +62,7 @@ def buttons(job: ContainerJob, user: Any) -> list[dict[str, Any]]:
             "url": reverse("admin:container_manager_containerjob_do", args=[verb]),
         }
         for verb in Verb
-        if possible(job, verb)
+        if (verb != Verb.ABANDON or access.operates(user)) and possible(job, verb)
     ]
 
 
@@ -131,6 +134,10 @@ def _told(row: StateHistory) -> Iterator[str]:
     """What is written beside a move: how it ended, and what went wrong."""
     metadata = _metadata(row)
     yield from (f"{name} {metadata[name]}" for name in ("exit code", "signal") if name in metadata)
+    if "requested by" in metadata:
+        yield f"asked by {metadata['requested by']}"
+    if "abandoned" in metadata:
+        yield "abandoned"
     if "error" in metadata and row.reason != Reason.EXIT_CODE:
         yield metadata["error"]
 

@@ -77,7 +77,7 @@ class JobAdmin(OperatorAdmin):
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER  # each would be a count of the table
     change_list_template = "container_manager/admin/job_list.html"
-    actions = ("queue_jobs", "retry_jobs", "cancel_jobs", "kill_jobs")
+    actions = ("queue_jobs", "retry_jobs", "cancel_jobs", "kill_jobs", "abandon_jobs")
     own_pages = {
         "counts/": "counts",
         "dashboard/": "dashboard",
@@ -346,6 +346,10 @@ class JobAdmin(OperatorAdmin):
     @admin.action(description="Kill", permissions=["change"])
     def kill_jobs(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse:
         return self._ask_about(request, Verb.KILL, queryset)
+
+    @admin.action(description="Abandon", permissions=["change"])
+    def abandon_jobs(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse:
+        return self._ask_about(request, Verb.ABANDON, queryset)
 
     def _ask_about(self, request: HttpRequest, verb: Verb, chosen: QuerySet[Any]) -> HttpResponse:
         pks = list(chosen.order_by("pk").values_list("pk", flat=True)[: AT_ONCE + 1])

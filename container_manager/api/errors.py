@@ -100,10 +100,17 @@ def handle(error: Exception, context: Mapping[str, Any]) -> HttpResponse:
     """DRF's exception handler: every exception becomes a problem, a bug is also logged."""
     problem = problem_of(error)
     if problem.status >= 500:
-        request = context.get("request")
-        path = getattr(request, "path", "")
-        logger.error("%s %s", getattr(request, "method", ""), path, exc_info=error)
+        _log(error, context.get("request"), expected=problem.status == 503)
     return respond(problem)
+
+
+def _log(error: Exception, request: Any, expected: bool) -> None:
+    """A database that is away is one line for each request, not a page."""
+    asked = (getattr(request, "method", ""), getattr(request, "path", ""))
+    if expected:
+        logger.warning("%s %s: %s", *asked, str(error).strip())
+    else:
+        logger.error("%s %s", *asked, exc_info=error)
 
 
 @singledispatch

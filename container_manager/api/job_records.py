@@ -61,7 +61,10 @@ _MOVE: dict[str, Schema] = {
     "attempt": _or_null(_COUNT),
     "actor": {**_TEXT, "description": "Who moved it: `api:ada`, `worker:…`, `db:<role>`."},
     "reason": _TEXT,
-    "metadata": {"description": "What else was told: exit code, worker, error."},
+    "metadata": {
+        "description": "What else was told: exit code, worker, error; `requested_by`: who asked for"
+        " the stop that the worker carried out; `abandoned`: an operator gave it up."
+    },
     "changed_at": MOMENT,
 }
 _ATTEMPT: dict[str, Schema] = {

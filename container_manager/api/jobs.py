@@ -19,6 +19,7 @@ from container_manager.api.base import (
     actor,
     find_changeable_job,
     find_job,
+    refuse_unless_operator,
 )
 from container_manager.api.bodies import read_object
 from container_manager.api.errors import invalid
@@ -221,6 +222,31 @@ class JobViewSet(BaseViewSet):
     def retry(self, request: Request, pk: str) -> Response:
         """From `failed` it ends in `queued`, and does not use up the job's own retries."""
         return self._bring(request, pk, JobStatus.RETRYING)
+
+    @operation(
+        "Abandon a job",
+        body=NO_BODY,
+        body_required=False,
+        answers=MOVED,
+        problems=(409, 412),
+        headers=(
+            IF_MATCH,
+            preconditions.ETAG_OF_200,
+        ),
+    )
+    @action(detail=True, methods=["post"])
+    def abandon(self, request: Request, pk: str) -> Response:
+        """For operators: a running job whose engine nobody can reach ends as `failed`, `unproven`.
+
+        It is not retried by itself; what is left of it is killed when its engine is back. Where
+        the engine answers this is a 409 that says so.
+        """
+        job = find_changeable_job(request, pk)
+        refuse_unless_operator(request)
+        read_object(request.data, {})
+        revision = preconditions.wanted_revision(request, job)
+        lifecycle.abandon_one(job.pk, revision=revision, actor=actor(request))
+        return _answer(ContainerJob.objects.select_related("created_by").get(pk=job.pk))
 
     def _bring(self, request: Request, pk: str, status: JobStatus) -> Response:
         job = find_changeable_job(request, pk)

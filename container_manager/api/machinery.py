@@ -174,6 +174,11 @@ EXECUTOR = component(
                 "description": "Do its jobs go on when their worker stops? null: nobody knows.",
             },
             "workers": {**COUNT, "description": "Living workers on which it answers."},
+            "unavailable_since": {
+                "type": ["string", "null"],
+                "format": "date-time",
+                "description": "Since when it answers no living worker.",
+            },
         }
     ),
 )

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from http import HTTPStatus
-from signal import NSIG
+from pathlib import Path
+from signal import NSIG, SIGKILL, SIGTERM
 from time import monotonic, sleep
 from typing import Any
 from urllib.parse import quote
@@ -64,7 +65,10 @@ _REMOVED = "The container was removed by somebody else."
 _EMPTY_TAR = bytes(1024)
 _POLL_SECONDS = 0.2
 _SILENCE_SECONDS = 15.0
+_PING_SECONDS = 10.0
 _SIGKILLED = 137
+_UNKNOWN = 255
+_UNFOLLOWED = "Its engine was away when it ended: the last of its output may be missing."
 _INIT_FAILED = re.compile(rb"\[FATAL tini \(\d+\)\] exec (.*) failed: (.*)\n")
 _INIT_CODES = (1, 126, 127)
 _START_LOCKS = 64
@@ -124,6 +128,11 @@ class _Engine:
         return tuple(limit for limit, is_offered in offered.items() if is_offered)
 
     @property
+    def leaves_running(self) -> bool:
+        """Live-restore: it ends no container when it ends itself."""
+        return bool(self.info.get("LiveRestoreEnabled"))
+
+    @property
     def cores(self) -> int:
         return int(self.info["NCPU"])
 
@@ -139,9 +148,10 @@ class _Engine:
 
 @dataclass(frozen=True)
 class _Container:
-    """A container as `inspect` shows it."""
+    """A container as `inspect` shows it; `losses`: connections that had been lost by then."""
 
     facts: Mapping[str, Any]
+    losses: int
 
     @property
     def id(self) -> str:
@@ -196,6 +206,16 @@ class _Container:
     def signal(self) -> int | None:
         number = self.exit_code - 128
         return number if 0 < number < NSIG else None
+
+    @property
+    def was_ended(self) -> bool:
+        """By a signal that an engine sends when it shuts down."""
+        return self.signal in (SIGTERM, SIGKILL) and not self.was_out_of_memory
+
+    @property
+    def is_unknown_end(self) -> bool:
+        """What an engine says of a container that nothing is left of, as after a crash."""
+        return self.exit_code == _UNKNOWN
 
     @property
     def was_out_of_memory(self) -> bool:
@@ -262,6 +282,7 @@ class DockerExecutor(Executor):
         _refuse_networks(allowed_networks)
         certificates = tls_certificates or os.environ.get("DOCKER_CERT_PATH", "")
         address = Address.parse(base_url or address_from_environment(), certificates)
+        self._is_local = bool(address.path)
         self._timeout = timeout
         self._http = EngineHttp(address, timeout=timeout, pool_size=pool_size)
         self._user = user
@@ -278,6 +299,8 @@ class DockerExecutor(Executor):
         self._known: tuple[int, _Engine] | None = None
         self._digests: dict[str, str] = {}
         self._live: dict[str, _Live] = {}
+        self._alive_at: dict[str, int] = {}
+        """By container: how many connections had been lost when it was last seen not to be over."""
         self._start_locks = [threading.Lock() for _ in range(_START_LOCKS)]
 
     def close(self) -> None:
@@ -479,6 +502,7 @@ class DockerExecutor(Executor):
             live.close()
             raise
         self._live[container.id] = live
+        self._alive_at[container.id] = live.losses
         return self._started(container.id, execution)
 
     def _explain_failed_start(self, container_id: str, reply: Reply) -> Exception:
@@ -548,7 +572,7 @@ class DockerExecutor(Executor):
         if live is not None:
             yield from self._follow_live(execution, live.stream, progress)
             self._ended(execution)
-            if self._http.losses == live.losses:
+            if live.stream.has_ended and self._http.losses == live.losses:
                 return  # the same engine ran all the time, so the stream's end was the output's
         yield from self._follow_log(execution, progress)
 
@@ -585,6 +609,8 @@ class DockerExecutor(Executor):
         try:
             for data in self._read_while_running(execution, stream):
                 yield from progress.chunks(log.feed(data))
+            if follow == "0" and not stream.has_ended:
+                raise EngineUnavailable("The engine fell silent while it told the log.")
         finally:
             stream.close()
 
@@ -611,7 +637,31 @@ class DockerExecutor(Executor):
             return Outcome(None, reason=Reason.WORKER_LOST, error=_REMOVED)
         if not container.has_started:
             return _never_started(container)
-        return self._init_failure(execution, container) or _outcome(container)
+        if container.was_ended:
+            self._http.knock()  # its engine may be about to go away, and have taken it along
+        return (
+            self._init_failure(execution, container)
+            or self._unseen_end(container)
+            or _outcome(container)
+        )
+
+    def _unseen_end(self, container: _Container) -> Outcome | None:
+        """The end of one that its engine or its machine took along, or that nobody followed."""
+        if self._ended_with_its_machine(container):
+            return _taken_along(container)
+        if self._alive_at.get(container.id, container.losses) == container.losses:
+            return None
+        if container.is_unknown_end or (container.was_ended and not self._engine().leaves_running):
+            return _taken_along(container)
+        return _outcome(container, more=_UNFOLLOWED)
+
+    def _ended_with_its_machine(self, container: _Container) -> bool:
+        """Stopped before the machine came up, or not known to the engine that came up with it."""
+        booted = _booted_at() if self._is_local else None
+        started, ended = container.started_at, container.ended_at
+        if booted is None or started is None or ended is None or started >= booted:
+            return False
+        return container.was_ended if ended < booted else container.is_unknown_end
 
     def _let_go(self, execution_id: str) -> None:
         """An output that nobody reads must not hold the job up."""
@@ -721,6 +771,7 @@ class DockerExecutor(Executor):
         self._let_go(execution.execution_id)
         if self._ours(execution) is not None:
             self._delete(execution, v="1", force="1")
+        self._alive_at.pop(execution.execution_id, None)
 
     def _delete(self, execution: Execution, **query: str) -> Reply:
         """Absent, or being removed already, is fine."""
@@ -767,16 +818,18 @@ class DockerExecutor(Executor):
         container = self._inspect(_reference(execution))
         if container is None or container.name != execution.name:
             return None
+        if container.is_running and container.is_managed:
+            self._alive_at[container.id] = container.losses
         return container if container.is_managed else None
 
     def _inspect(self, reference: str) -> _Container | None:
         path = _path("containers", reference, "json")
         reply = self._ask("GET", path, fine=(HTTPStatus.NOT_FOUND,))
-        return _Container(reply.json()) if reply.ok else None
+        return _Container(reply.json(), reply.losses) if reply.ok else None
 
     def _ping(self) -> None:
-        """Notices when the engine behind the socket went away."""
-        self._ask("GET", "/_ping")
+        """Notices when the engine behind the socket went away, or stands still."""
+        self._ask("GET", "/_ping", timeout=min(self._timeout, _PING_SECONDS))
 
     def _ask(
         self,
@@ -786,9 +839,10 @@ class DockerExecutor(Executor):
         body: Any = None,
         *,
         fine: tuple[int, ...] = (),
+        timeout: float | None = None,
     ) -> Reply:
         """A call whose refusal says nothing about the job."""
-        reply = self._http.call(method, path, query, body)
+        reply = self._http.call(method, path, query, body, timeout=timeout)
         if reply.ok or reply.status in fine:
             return reply
         raise EngineUnavailable(f"The engine refused {method} {path}: {reply.message}")
@@ -962,14 +1016,40 @@ def _never_started(container: _Container) -> Outcome:
     return Outcome(container.exit_code, reason=failure.reason, error=str(failure))
 
 
-def _outcome(container: _Container, reason: Reason | None = None, error: str = "") -> Outcome:
+def _taken_along(container: _Container) -> Outcome:
+    """The exit code stands only where it is one."""
+    known = not container.is_unknown_end
+    how = f"It was ended by signal {container.signal}" if known else "It was lost"
+    rest = "." if known else "; how it ended is not known."
+    return Outcome(
+        exit_code=container.exit_code if known else None,
+        signal=container.signal if known else None,
+        reason=Reason.EXECUTOR_UNAVAILABLE,
+        error=f"{how} when its engine went away{rest}",
+        started_at=container.started_at,
+        ended_at=container.ended_at,
+    )
+
+
+def _booted_at() -> datetime | None:
+    """When this machine came up; None where that cannot be read."""
+    try:
+        found = re.search(r"^btime (\d+)$", Path("/proc/stat").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return datetime.fromtimestamp(int(found[1]), UTC) if found else None
+
+
+def _outcome(
+    container: _Container, reason: Reason | None = None, error: str = "", more: str = ""
+) -> Outcome:
     reason = reason or _reason(container)
     return Outcome(
         exit_code=container.exit_code,
         signal=container.signal,
         oom_killed=container.was_out_of_memory,
         reason=reason,
-        error=error or _sentence(container, reason),
+        error=" ".join(filter(None, (error or _sentence(container, reason), more))),
         started_at=container.started_at,
         ended_at=container.ended_at,
     )

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Full, LifoQueue
+from time import monotonic
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -26,6 +27,8 @@ from container_manager.executors.base import EngineUnavailable
 DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
 READ_BYTES = 64 * 1024
 _END_OF_HEAD = b"\r\n\r\n"
+_SILENCE = (TimeoutError, BlockingIOError)
+"""The other side is there and does nothing: a unix socket whose queue is full says EAGAIN."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Reply:
 
     status: int
     body: bytes
+    losses: int = 0
+    """How many connections had been lost when it was asked."""
 
     @property
     def ok(self) -> bool:
@@ -125,6 +130,12 @@ class _Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = self._dial(self._seconds)
 
+    def be_patient_for(self, seconds: float) -> None:
+        """From now on every wait for the other side lasts so long at most."""
+        self._seconds = seconds
+        if self.sock is not None:
+            self.sock.settimeout(seconds)
+
     @property
     def is_dropped(self) -> bool:
         """An idle connection that has something to say was closed by the other side."""
@@ -144,11 +155,14 @@ class EngineStream:
         self._head = b""
         self._rest = b""
         self.status: int | None = None
+        self.has_ended = False
+        """The other side closed it: there is nothing left to read."""
 
     def read(self, seconds: float) -> bytes | None:
         """The next bytes of the body, b"" at its end, None when nothing came in that time."""
-        if self.status is None and not self._receive_head(seconds):
-            return None
+        while self.status is None:
+            if not self._receive_head(seconds):
+                return None
         if self._rest:
             rest, self._rest = self._rest, b""
             return rest
@@ -156,8 +170,9 @@ class EngineStream:
 
     def wait_for_head(self, seconds: float) -> int:
         """The status; for streams whose body may stay silent for long."""
+        until = monotonic() + seconds
         while self.status is None:
-            if not self._receive_head(seconds):
+            if not self._receive_head(until - monotonic()):
                 raise EngineUnavailable(f"The engine did not answer within {seconds:g} seconds.")
         return self.status
 
@@ -171,13 +186,15 @@ class EngineStream:
         self._head += data or b""
         head, end, self._rest = self._head.partition(_END_OF_HEAD)
         if end:
-            self.status = int(head.split(None, 2)[1])
+            self.status = _status(head)
         return data is not None
 
     def _receive(self, seconds: float) -> bytes | None:
         self._sock.settimeout(max(seconds, 0.001))
         try:
-            return self._sock.recv(READ_BYTES)
+            data = self._sock.recv(READ_BYTES)
+            self.has_ended = not data
+            return data
         except TimeoutError:
             return None
         except OSError as error:
@@ -202,13 +219,17 @@ class EngineHttp:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         headers: Mapping[str, str] | None = None,
+        *,
+        timeout: float | None = None,
     ) -> Reply:
-        """One request and its whole answer, whatever the status."""
+        """One request and its whole answer, whatever the status; `timeout`: for this call."""
         connection = self._checkout()
+        losses = self.losses
         try:
+            connection.be_patient_for(timeout or self._timeout)
             connection.request(method, _target(path, query), *_payload(body, headers))
             response = connection.getresponse()
-            reply = Reply(response.status, response.read())
+            reply = Reply(response.status, response.read(), losses)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise self._unavailable(f"{method} {path}", error) from error
@@ -226,11 +247,28 @@ class EngineHttp:
         lines = [f"{method} {_target(path, query)} HTTP/1.0", "Host: engine", "Content-Length: 0"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         try:
-            sock = self._address.dial(self._timeout)
-            sock.sendall("\r\n".join(lines).encode() + _END_OF_HEAD)
+            return EngineStream(self._asked("\r\n".join(lines).encode() + _END_OF_HEAD))
         except OSError as error:
             raise self._unavailable(f"{method} {path}", error) from error
-        return EngineStream(sock)
+
+    def _asked(self, request: bytes) -> socket.socket:
+        sock = self._address.dial(self._timeout)
+        try:
+            sock.sendall(request)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def knock(self) -> None:
+        """Raises EngineUnavailable where no new connection is taken, though old ones may be served.
+
+        An engine that shuts down does so before it ends its containers.
+        """
+        try:
+            self._address.dial(self._timeout).close()
+        except OSError as error:
+            raise self._unavailable("a new connection", error) from error
 
     def close(self) -> None:
         """Closes the idle connections; the next call opens new ones."""
@@ -264,12 +302,19 @@ class EngineHttp:
             self.losses += 1
 
     def _unavailable(self, request: str, error: Exception) -> EngineUnavailable:
-        if not isinstance(error, TimeoutError):
+        if not isinstance(error, _SILENCE):
             self._count_loss()
         said = str(error) or type(error).__name__
         return EngineUnavailable(
             f"The Docker engine at {self._address.text} did not answer {request}: {said}"
         )
+
+
+def _status(head: bytes) -> int:
+    try:
+        return int(head.split(None, 2)[1])
+    except (ValueError, IndexError) as error:
+        raise EngineUnavailable("The engine's answer is not HTTP.") from error
 
 
 def _target(path: str, query: Mapping[str, str] | None) -> str:

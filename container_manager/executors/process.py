@@ -64,6 +64,8 @@ START_SECONDS = 30
 OVERDUE_SECONDS = 5
 """A supervisor that has not ended its job so long after the deadline is ended itself."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.1
+TURN_BYTES = 16 * CHUNK_BYTES
+"""So much of one stream is told before it is the other one's turn."""
 FORGOTTEN_SECONDS = 3600
 LOG = ".supervisors.log"
 """What supervisors say when something is wrong with themselves."""
@@ -79,7 +81,7 @@ class ProcessExecutor(Executor):
 
     `state_dir`: where executions are kept, private to this user; all workers of a machine that
     shall find each other's jobs share it. `max_output_bytes`: a job that writes more, both streams
-    together, is ended with `disk_full`; None for no limit. `durable`: output and evidence survive
+    together, is ended with `output_limit`; None for no limit. `durable`: output and evidence survive
     a power failure, too, at the price of an fsync for each; without it an end that was not
     collected before is found lost. `idle_supervisors`: how many are kept for the next jobs.
     """
@@ -171,6 +173,7 @@ class ProcessExecutor(Executor):
 
     def list_names(self, instance: str) -> list[str]:
         with _answering():
+            _sweep(self._root)
             return [name for name in self._names() if self._instance_of(name) == instance]
 
     # Followed to its end
@@ -184,7 +187,9 @@ class ProcessExecutor(Executor):
                 while True:
                     records = self._follow(execution.name)
                     for tail in tails:
-                        yield from tail.chunks()
+                        yield from tail.turn()
+                    if any(tail.has_more for tail in tails):
+                        continue
                     if records is None or "ended" in records:
                         return
                     if any(tail.has_moved() for tail in tails):
@@ -561,13 +566,16 @@ class _Tail:
         self._stream = str(stream)
         self._offset = self._seen = offset
         self._file: int | None = None
+        self.has_more = False
 
-    def chunks(self) -> Iterator[Chunk]:
-        """What was added since."""
-        while data := self._read():
+    def turn(self) -> Iterator[Chunk]:
+        """What was added since, or the beginning of it."""
+        ends_at = self._offset + TURN_BYTES
+        while (has_room := self._offset < ends_at) and (data := self._read()):
             chunk = Chunk(self._stream, self._offset, data)
             self._offset += len(data)
             yield chunk
+        self.has_more = not has_room
 
     def has_moved(self) -> bool:
         """True when there was something since the last call."""
@@ -694,7 +702,8 @@ def _outcome(records: Records) -> Outcome:
 
 def _judgement(ended: Records) -> tuple[Reason | None, str]:
     if ended["output_error"]:
-        return Reason.DISK_FULL, f"Its output could not be kept: {ended['output_error']}."
+        reason = Reason.OUTPUT_LIMIT if ended.get("is_over_limit") else Reason.DISK_FULL
+        return reason, f"Its output could not be kept: {ended['output_error']}."
     if ended["signal"]:
         return Reason.SIGNAL, f"The command was ended by {_signal_name(ended['signal'])}."
     if ended["exit_code"]:
@@ -793,10 +802,13 @@ def _write_journal(directory: str, what: str, details: Records) -> None:
 
 
 def _sweep(root: str) -> None:
-    """What a crash left half made, long enough ago that nobody is at it any more."""
-    for entry in os.scandir(root):
+    """What a crash left half made or half removed, so long ago that nobody is at it any more."""
+    for entry in list(os.scandir(root)):
         if entry.name.startswith(".new-") and _is_forgotten(entry):
             _delete(entry.path)
+        elif _NAME.fullmatch(entry.name) and _is_forgotten(entry):
+            with contextlib.suppress(OSError):
+                os.rmdir(entry.path)  # only an empty one goes: its journal went last
 
 
 def _is_forgotten(entry: os.DirEntry[str]) -> bool:

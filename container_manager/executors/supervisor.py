@@ -26,6 +26,7 @@ import select
 import signal
 import socket
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -192,6 +193,10 @@ class Output:
         """What is there now, b"" at the end; BlockingIOError when there is nothing yet."""
         return os.read(self.reading, COPY_BYTES)
 
+    def waiting(self) -> int:
+        """How many bytes are in the pipe now."""
+        return int.from_bytes(fcntl.ioctl(self.reading, termios.FIONREAD, bytes(4)), sys.byteorder)
+
     def keep(self, data: bytes) -> None:
         if self.file is None:
             self.file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -256,6 +261,7 @@ class Job:
         self.peak_memory_bytes = 0
         self.output_bytes = 0
         self.output_error: str | None = None
+        self.is_over_limit = False
         self.deadline: float | None = None
         self.asked = self.killed = False
 
@@ -440,31 +446,35 @@ class Job:
             if pid == self.main:
                 self.status, self.ended_clock = status, now()
 
-    def copy(self, output: Output) -> bool:
-        """Keep one buffer of output; False when there is no more."""
+    def copy(self, output: Output) -> int:
+        """Keep one buffer of output; how many bytes it was, 0 when there is no more."""
         try:
             data = output.read()
         except BlockingIOError:
-            return False
-        if not data:
+            return 0
+        if data:
+            self.keep(output, data)
+        else:
             with contextlib.suppress(KeyError):
                 self.poller.unregister(output.reading)
-            return False
-        self.keep(output, data)
-        return True
+        return len(data)
 
     def keep(self, output: Output, data: bytes) -> None:
         if self.output_error is not None:
             return
-        limit = self.request.max_output_bytes
         self.output_bytes += len(data)
         try:
-            if limit is not None and self.output_bytes > limit:
-                raise OSError(errno.EFBIG, f"it wrote more than {limit} bytes")
+            self.refuse_too_much()
             output.keep(data)
         except OSError as error:
             self.output_error = error.strerror
             self.kill()
+
+    def refuse_too_much(self) -> None:
+        limit = self.request.max_output_bytes
+        self.is_over_limit = limit is not None and self.output_bytes > limit
+        if self.is_over_limit:
+            raise OSError(errno.EFBIG, f"it wrote more than {limit} bytes")
 
     # Stopping it
 
@@ -514,10 +524,11 @@ class Job:
             self.wait(RESCAN_SECONDS)
 
     def drain(self) -> None:
-        """What is still in the pipes; not to their end, which a stranger might hold open."""
+        """What is in the pipes by now; a stranger may hold them open, and even go on writing."""
         for output in self.outputs.values():
-            while self.copy(output):
-                pass
+            left = output.waiting()
+            while left > 0 and (size := self.copy(output)):
+                left -= size
             if self.request.durable:
                 self.sync(output)
 
@@ -535,6 +546,7 @@ class Job:
             "seconds": self.ended_clock - self.started["clock"],
             "signalled": self.asked or (self.killed and code == -signal.SIGKILL),
             "output_error": self.output_error,
+            "is_over_limit": self.is_over_limit,
             "cpu_seconds": self.cpu_seconds,
             "peak_memory_bytes": self.peak_memory_bytes,
         }

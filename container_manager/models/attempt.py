@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
+from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from django.db import models
 from django.utils import timezone
 
 from container_manager import ids
 from container_manager.states import Blame, Isolation, Phase, Reason
+
+BARRED_FOR = timedelta(hours=1)
+"""How long the name of an attempt stays taken that was proven absent."""
 
 
 class JobAttemptQuerySet(models.QuerySet["JobAttempt"]):
@@ -21,6 +28,21 @@ class JobAttemptQuerySet(models.QuerySet["JobAttempt"]):
     def held_by(self, worker_id: Any) -> JobAttemptQuerySet:
         """Active attempts of one worker."""
         return self.active().filter(worker_id=worker_id)
+
+    def named(self, names: Collection[str]) -> JobAttemptQuerySet:
+        """Those with one of these names, and perhaps others of the same jobs."""
+        keys = [key for key in map(attempt_of_name, names) if key]
+        return self.filter(job__in={job_id for job_id, _ in keys})
+
+    def over_since(
+        self, now: datetime, after: timedelta, barred_for: timedelta = BARRED_FOR
+    ) -> JobAttemptQuerySet:
+        """Ended so long before `now` that nothing of them should be on an engine any more.
+
+        The name of one whose worker was lost stays taken for longer, against a late create.
+        """
+        over = self.filter(phase=Phase.DONE, updated_at__lt=now - after)
+        return over.exclude(reason=Reason.WORKER_LOST, updated_at__gt=now - after - barred_for)
 
 
 class JobAttempt(models.Model):
@@ -106,3 +128,16 @@ class JobAttempt(models.Model):
 def attempt_name(job_id: Any, attempt: int) -> str:
     """cm-<job id>-<attempt>: known before anything is created, the same after any crash."""
     return f"cm-{job_id}-{attempt}"
+
+
+_NAME = re.compile(r"cm-([0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12})-([1-9][0-9]{0,8})")
+
+
+def attempt_of_name(name: str) -> tuple[UUID, int] | None:
+    """Job and number of the attempt with that name; None when no attempt is named so.
+
+    >>> attempt_of_name("cm-01890a5d-ac96-774b-bcce-b302099a8057-2")
+    (UUID('01890a5d-ac96-774b-bcce-b302099a8057'), 2)
+    """
+    found = _NAME.fullmatch(name)
+    return (UUID(found[1]), int(found[2])) if found else None

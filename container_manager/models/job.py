@@ -176,7 +176,9 @@ class ContainerJob(GuardedModel):
     completed_at = models.DateTimeField(null=True, blank=True)
     duration_ms = models.BigIntegerField(null=True, blank=True)
     kill_requested_at = models.DateTimeField(null=True, blank=True)
+    kill_requested_by = models.CharField(max_length=255, blank=True, default="", db_default="")
     cancel_requested_at = models.DateTimeField(null=True, blank=True)
+    cancel_requested_by = models.CharField(max_length=255, blank=True, default="", db_default="")
     signalled_at = models.DateTimeField(null=True, blank=True)
 
     # result of the latest attempt
@@ -509,6 +511,8 @@ def _fresh_attempt() -> dict[str, Any]:
         "output": "",
         "oom_killed": False,
         "kill_requested_at": None,
+        "kill_requested_by": "",
         "cancel_requested_at": None,
+        "cancel_requested_by": "",
         "signalled_at": None,
     }

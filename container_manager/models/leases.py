@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from django.db import connections
 
 from container_manager.models.attempt import JobAttempt, attempt_name
+from container_manager.models.base import database_now
 
 JOB_COLUMNS = (
     *("image", "command", "working_dir", "environment", "pull_policy", "network"),
@@ -99,17 +101,19 @@ def lease_from(row: Sequence[Any], **more: Any) -> Lease:
 
 def take_over(using: str, claimant: Claimant, attempts: Iterable[JobAttempt]) -> list[Lease]:
     """Make `attempts` this worker's, those that nobody took meanwhile: the epoch rises."""
-    taken = [attempt for attempt in attempts if _take(using, claimant, attempt)]
+    now = database_now(using)
+    taken = [attempt for attempt in attempts if _take(using, claimant, attempt, now)]
     return adopted_leases(using, claimant, [attempt.pk for attempt in taken])
 
 
-def _take(using: str, claimant: Claimant, seen: JobAttempt) -> bool:
+def _take(using: str, claimant: Claimant, seen: JobAttempt, now: datetime) -> bool:
     mine = JobAttempt.objects.using(using).active()
     return bool(
         mine.filter(pk=seen.pk, lease_epoch=seen.lease_epoch, worker_id=seen.worker_id).update(
             worker_id=claimant.worker_id,
             worker_name=claimant.worker_name,
             lease_epoch=seen.lease_epoch + 1,
+            updated_at=now,
         )
     )
 

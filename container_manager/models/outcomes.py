@@ -7,7 +7,7 @@ an error: each function returns the job ids of what was.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -273,11 +273,19 @@ def note_cleaned_up(using: str, keys: Sequence[dict[str, Any]]) -> set[UUID]:
     )
 
 
-_NO_EVIDENCE = f"('{Reason.WORKER_LOST}', '{Reason.WORKER_STOPPED}')"
+_NO_EVIDENCE = (
+    f"('{Reason.WORKER_LOST}', '{Reason.WORKER_STOPPED}', '{Reason.EXECUTOR_UNAVAILABLE}')"
+)
 
 _AS_ASKED = f"""CASE
   WHEN g.reason IN {_NO_EVIDENCE} AND j.kill_requested_at IS NOT NULL THEN 'killed'
   WHEN g.reason IN {_NO_EVIDENCE} AND j.cancel_requested_at IS NOT NULL THEN 'cancelled' """
+
+
+_NEW_STATUS = f"{_AS_ASKED} ELSE g.status END"
+
+_REQUESTED_BY = f"""CASE {_NEW_STATUS} WHEN 'killed' THEN nullif(j.kill_requested_by, '')
+  WHEN 'cancelled' THEN nullif(j.cancel_requested_by, '') END"""
 
 
 def end_jobs(using: str, claimant: Claimant, endings: Iterable[Ending]) -> dict[UUID, str]:
@@ -298,9 +306,10 @@ def end_jobs(using: str, claimant: Claimant, endings: Iterable[Ending]) -> dict[
         endings,
         columns,
         moving="j.status = 'running'",
-        sets=f"""status = {_AS_ASKED} ELSE g.status END, reason = {_AS_ASKED} ELSE g.reason END,
+        sets=f"""status = {_NEW_STATUS}, reason = {_AS_ASKED} ELSE g.reason END,
           error = g.error, output = g.output, exit_code = g.exit_code,
           oom_killed = g.oom_killed, completed_at = {{now}}, duration_ms = {{milliseconds}}""",
+        told={"requested_by": _REQUESTED_BY},
     )
 
 
@@ -339,6 +348,7 @@ def _move(
     *,
     moving: str,
     sets: str,
+    told: Mapping[str, str] = {},
 ) -> dict[UUID, str]:
     connection = connections[using]
     values = [
@@ -352,6 +362,7 @@ def _move(
         "attempt": "g.attempt",
         "exit_code": "g.exit_code",
         "error": f"substr(g.error, 1, {ERROR_IN_HISTORY})",
+        **told,
     }
     info = {
         "version": "j.version + 1",

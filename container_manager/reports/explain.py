@@ -86,7 +86,9 @@ _BEFORE_ITS_START = {
 
 def _unreachable(job: ContainerJob, attempt: JobAttempt) -> str:
     kind = _stop_kind(job, attempt)
-    asked = f" A {kind} was asked for and acts when it answers." if kind else ""
+    asker = _asker(job, kind)
+    by = f" by {asker}" if asker else ""
+    asked = f" A {kind} was asked for{by} and acts when it answers." if kind else ""
     given_up = settings.LOST_AFTER_SECONDS
     until = f" It is given up {span(given_up)} after that." if given_up is not None else ""
     return (
@@ -107,8 +109,10 @@ def _stop_kind(job: ContainerJob, attempt: JobAttempt) -> StopKind | None:
 def _stopping(job: ContainerJob, attempt: JobAttempt) -> str:
     kind = _stop_kind(job, attempt)
     why = {
-        StopKind.KILL: f"Somebody asked for a kill at {at(job.kill_requested_at)}",
-        StopKind.CANCEL: f"Somebody asked to cancel it at {at(job.cancel_requested_at)}",
+        StopKind.KILL: f"{_who(job.kill_requested_by)} asked for a kill"
+        f" at {at(job.kill_requested_at)}",
+        StopKind.CANCEL: f"{_who(job.cancel_requested_by)} asked to cancel it"
+        f" at {at(job.cancel_requested_at)}",
         StopKind.TIMEOUT: f"It ran longer than {job.timeout_seconds} s",
         StopKind.DRAIN: "Its worker shuts down",
     }
@@ -116,6 +120,17 @@ def _stopping(job: ContainerJob, attempt: JobAttempt) -> str:
         return f"{why[kind or StopKind.KILL]}; its worker is about to act."
     grace = f", {job.stop_grace_seconds} s before force" if kind != StopKind.KILL else ""
     return f"{why[kind or StopKind.KILL]}; it was signalled at {at(job.signalled_at)}{grace}."
+
+
+def _asker(job: ContainerJob, kind: str | None) -> str:
+    """Who asked for a stop that a worker carried out, or shall; empty when that is not known."""
+    if kind in (StopKind.KILL, JobStatus.KILLED):
+        return job.kill_requested_by
+    return job.cancel_requested_by if kind in (StopKind.CANCEL, JobStatus.CANCELLED) else ""
+
+
+def _who(requester: str) -> str:
+    return requester or "Somebody"
 
 
 def _orphaned(attempt: JobAttempt, holder: Seen | None) -> str:
@@ -140,7 +155,9 @@ def _of_attempt(job: ContainerJob, attempt: JobAttempt, holder: Seen | None) -> 
         "unreachable_since": as_text(attempt.unreachable_since),
         "stop": str(_stop_kind(job, attempt) or "") or None,
         "kill_requested_at": as_text(job.kill_requested_at),
+        "kill_requested_by": job.kill_requested_by,
         "cancel_requested_at": as_text(job.cancel_requested_at),
+        "cancel_requested_by": job.cancel_requested_by,
         "signalled_at": as_text(job.signalled_at),
     }
 
@@ -183,7 +200,8 @@ def _settled(job: ContainerJob) -> Explanation:
         sentence = f"{_failure(job)} Nothing more happens by itself; it can be retried."
     else:
         why = f" {Reason(job.reason).meaning}" if job.reason else ""
-        sentence = f"It was {job.status}{took}.{why}"
+        asker = _asker(job, job.status)
+        sentence = f"It was {job.status}{took}.{why}" + (f" Asked by {asker}." if asker else "")
     return Explanation(Code.SETTLED, sentence, {"status": str(job.status), **_result(job)})
 
 
@@ -198,6 +216,7 @@ def _result(job: ContainerJob) -> dict[str, Any]:
         "reason": job.reason,
         "blame": str(Reason(job.reason).blame) if job.reason else "",
         "exit_code": job.exit_code,
+        "requested_by": _asker(job, job.status),
         "ended_at": as_text(job.completed_at),
     }
 

@@ -100,6 +100,8 @@ class ExecutorReport:
     """Do its executions go on when their worker stops? None: no living worker knows it."""
     workers: int
     """Living workers on which it answers."""
+    unavailable_since: str | None
+    """Since when it answers no living worker; None while it answers, or never did."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -131,7 +133,13 @@ def _executor(alias: str, path: str, engines: list[Any]) -> ExecutorReport:
         engine=", ".join(sorted({engine["engine"] for engine in ready} - {""})),
         outlives_worker=outlives[0] if outlives else None,
         workers=len(ready),
+        unavailable_since=None if ready else _latest(engines, "unavailable_since"),
     )
+
+
+def _latest(engines: list[Any], key: str) -> str | None:
+    """Of moments in UTC as workers tell them: whoever saw it last."""
+    return max(filter(None, (engine.get(key) for engine in engines)), default=None)
 
 
 @dataclass(frozen=True)

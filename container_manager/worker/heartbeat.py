@@ -1,4 +1,7 @@
-"""A thread that says: this worker lives. It counts up; nobody compares clocks."""
+"""A thread that says: this worker lives. It counts up; nobody compares clocks.
+
+A beat that the database did not take is tried again at once and then soon: others wait for it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from django.utils import timezone
 
 from container_manager.faults import reached
 from container_manager.models import Worker
+from container_manager.worker.duties import pause_after
 
 logger = logging.getLogger("container_manager")
 
@@ -38,23 +42,33 @@ class Heartbeat:
     def register_again(self) -> None:
         """If the row was pruned: everybody takes us for dead, and epochs guard what we held."""
         if not Worker.objects.filter(pk=self._worker.pk).exists():
-            self._worker.save(force_insert=True)
+            # The heartbeat's thread and the worker's may both come to miss it.
+            Worker.objects.bulk_create([self._worker], ignore_conflicts=True)
 
     def _run(self) -> None:
+        failures = 0
         try:
             reached("U3")
-            while not self._ended.wait(self._seconds):
-                self._beat_or_say_why()
+            while not self._ended.wait(self._pause(failures)):
+                failures = 0 if self._beat_or_say_why() else failures + 1
                 reached("U3")
         finally:
             connection.close()
 
-    def _beat_or_say_why(self) -> None:
+    def _pause(self, failures: int) -> float:
+        if failures == 0:
+            return self._seconds
+        soon = 0.0 if failures == 1 else pause_after(failures)
+        return min(soon, self._seconds)
+
+    def _beat_or_say_why(self) -> bool:
         try:
             self._beat()
         except Error as error:
             logger.warning("Worker %s: no beat: %s", self._worker.name, str(error).strip())
             connection.close()
+            return False
+        return True
 
     def _beat(self) -> None:
         rows = Worker.objects.filter(pk=self._worker.pk)

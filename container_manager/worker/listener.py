@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 from collections.abc import Callable
 
@@ -39,7 +40,7 @@ class Listener:
                 self._listen()
             except psycopg.Error as error:
                 logger.warning("Worker: not listening, polling only: %s", str(error).strip())
-                self._ended.wait(RETRY_SECONDS)
+                self._ended.wait(random.uniform(RETRY_SECONDS / 2, RETRY_SECONDS))  # noqa: S311
 
     def _listen(self) -> None:
         import psycopg

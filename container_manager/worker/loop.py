@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from uuid import UUID
 
-from django.db import InterfaceError, OperationalError, connection
+from django.db import connection
 from django.db.models import Q
 
-from container_manager import __version__, conf, ids, lifecycle
+from container_manager import __version__, conf, ids, lifecycle, schema
 from container_manager.engines import Engines
 from container_manager.executors.base import CHUNK_BYTES
 from container_manager.faults import reached
 from container_manager.models import ContainerJob, Installation, JobLog, Queue, Worker
 from container_manager.models.leases import Claimant, Lease
 from container_manager.states import JobStatus, StopKind, Stream
+from container_manager.worker.duties import Duty, Every, Turns
 from container_manager.worker.heartbeat import Heartbeat
 from container_manager.worker.listener import Listener
 from container_manager.worker.output import OUTPUT_BYTES, Output
+from container_manager.worker.reaper import Reaper
 from container_manager.worker.recorder import Recorder
 from container_manager.worker.rescuer import Rescuer
 from container_manager.worker.runner import Run, run_inline
@@ -34,30 +35,12 @@ from container_manager.worker.upkeep import (
     ForgetKeys,
     GiveUpUnproven,
     RequeueRetries,
-    SweepRemains,
 )
 
 logger = logging.getLogger("container_manager")
 
-SWEEP_REMAINS_SECONDS = 30.0
+SCHEMA_SECONDS = 5.0
 LONGEST_TICK = 0.5
-
-
-class Every:
-    """True once in so many seconds."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._next = 0.0
-
-    def is_due(self, now: float) -> bool:
-        if now < self._next:
-            return False
-        self._next = now + self._seconds
-        return True
-
-    def left(self, now: float) -> float:
-        return max(0.0, self._next - now)
 
 
 def _this_process(name: str, concurrency: int, queues: Sequence[str]) -> Worker:
@@ -102,6 +85,7 @@ class WorkerLoop:
         self._look = threading.Event()
         self._draining = False
         self._idle = False
+        self._outdated = False
         self._recorder = Recorder(self._claimant, self._woken.set, settings.LOG_FLUSH_SECONDS)
         self._sweeper = Sweeper()
         self._heartbeat = Heartbeat(self._worker, settings.LEASE_SECONDS / 3)
@@ -110,18 +94,20 @@ class WorkerLoop:
         self._runs: dict[UUID, Run | None] = {}
         """What is under way by job; None for what runs inside this process."""
         self._instance = ""
+        self._schema: frozenset[str] = frozenset()
         self._found_nothing = False
         sqlite = connection.vendor == "sqlite"
         self._poll = Every(settings.SQLITE_POLL_SECONDS if sqlite else settings.POLL_SECONDS)
         self._ask = Every(settings.REQUEST_POLL_SECONDS)
         self._rescue = Every(settings.LEASE_SECONDS / 3)
-        self._offer = Every(settings.UPKEEP_SECONDS)
-        self._duties: list[tuple[Every, Callable[[], None]]] = [
-            (Every(settings.UPKEEP_SECONDS), RequeueRetries()),
-            (Every(settings.UPKEEP_SECONDS), ExpireWaiting()),
-            (Every(settings.UPKEEP_SECONDS), GiveUpUnproven()),
-            (Every(ForgetKeys.EVERY_SECONDS), ForgetKeys()),
+        self._turns = Turns(self._worker.name)
+        self._upkeep = [
+            Duty("requeueing retries", RequeueRetries(), settings.UPKEEP_SECONDS),
+            Duty("expiring waits", ExpireWaiting(), settings.UPKEEP_SECONDS),
+            Duty("giving up what is unproven", GiveUpUnproven(), settings.UPKEEP_SECONDS),
+            Duty("forgetting keys", ForgetKeys(), ForgetKeys.EVERY_SECONDS),
         ]
+        self._duties: list[Duty] = []
 
     # From outside
 
@@ -146,23 +132,20 @@ class WorkerLoop:
             while not self._draining and not self._idle:
                 self._woken.wait(self._seconds_to_wait())
                 self._woken.clear()
-                self._surviving_outages(self._tick)
+                reached("U4")
+                self._turns.take(self._duties)
                 if not self._heartbeat.is_alive:
                     logger.error("Worker %s: its heartbeat ended; stopping", self._worker.name)
                     return 1
         finally:
             self._leave()
-        return 0
+        return 1 if self._outdated else 0
 
     def _begin(self) -> None:
         self._engines.start()
         self._instance = Installation.instance()
-        self._duties.append(
-            (
-                Every(SWEEP_REMAINS_SECONDS),
-                SweepRemains(self._engines, self._instance, self._sweeper),
-            )
-        )
+        self._schema = schema.applied("default")
+        self._duties = self._all_duties()
         self._worker.offers = self._engines.described()
         self._worker.save(force_insert=True)
         self._heartbeat.start()
@@ -185,33 +168,22 @@ class WorkerLoop:
             waits += [run.deadline - now for run in self._runs.values() if run and run.deadline]
         return max(0.0, min(waits))
 
-    def _surviving_outages(self, step: Callable[[], None]) -> None:
-        """Nothing is lost, everything is tried again: the database may be away, or we mistaken."""
-        try:
-            step()
-        except (OperationalError, InterfaceError) as error:
-            logger.warning("Worker %s: database: %s", self._worker.name, str(error).strip())
-            connection.close()
-            time.sleep(random.uniform(0.2, 1.0))  # noqa: S311
-        except Exception:
-            logger.exception("Worker %s: this went wrong and is tried again", self._worker.name)
-            time.sleep(random.uniform(0.5, 1.0))  # noqa: S311
-
-    def _tick(self) -> None:
-        now = time.monotonic()
-        reached("U4")
-        self._record()
-        self._answer_requests(now)
-        self._enforce_deadlines(now)
-        if self._offer.is_due(now):
-            self._renew_offers()
-        if self._rescue.is_due(now):
-            self._adopt_orphans()
-        for every, duty in self._duties:
-            if every.is_due(now):
-                duty()
-        self._claim(now)
-        self._idle = self._is_idle()
+    def _all_duties(self) -> list[Duty]:
+        """In the order in which they are done; the last of them looks at what is left to do."""
+        reaper = Reaper(self._engines, self._instance, self._sweeper)
+        return [
+            Duty("recording", self._record),
+            Duty("answering requests", self._answer_requests),
+            Duty("enforcing deadlines", self._enforce_deadlines),
+            Duty("renewing offers", self._renew_offers, self._settings.UPKEEP_SECONDS),
+            Duty("adopting orphans", self._adopt_orphans),
+            *self._upkeep,
+            Duty("looking for remains", reaper.look, Reaper.EVERY_SECONDS),
+            Duty("removing remains", reaper.reap),
+            Duty("comparing the schema", self._compare_schema, SCHEMA_SECONDS),
+            Duty("claiming", self._claim),
+            Duty("looking for an end", self._look_for_an_end),
+        ]
 
     # Recording
 
@@ -222,7 +194,7 @@ class WorkerLoop:
                 continue
             self._runs.pop(ending.job_id, None)
             if run is not None and was_ours:
-                self._sweeper.sweep(run.lease, run.executor, run.execution)
+                self._sweeper.sweep(run.lease, run.engine, run.execution)
         self._drop_lost()
         self._sweeper.record()
 
@@ -240,8 +212,8 @@ class WorkerLoop:
     def _free(self) -> int:
         return self._concurrency - len(self._runs)
 
-    def _claim(self, now: float) -> None:
-        if not self._should_look(now) or self._free <= 0:
+    def _claim(self) -> None:
+        if not self._should_look(time.monotonic()) or self._free <= 0:
             return
         asked = min(self._free, self._settings.CLAIM_BATCH)
         leases = lifecycle.claim(self._claimant, asked)
@@ -272,9 +244,9 @@ class WorkerLoop:
     def _start_run(self, lease: Lease) -> None:
         if before := self._runs.get(lease.job_id):
             before.let_go()
-        executor = self._engines[lease.executor].executor
+        engine = self._engines[lease.executor]
         output = self._output_of(lease)
-        run = Run(lease, executor, self._instance, self._recorder, output)
+        run = Run(lease, engine, self._instance, self._recorder, output)
         run.thread.start()  # where there is no thread to be had the job is an orphan of ours
         self._runs[lease.job_id] = run
 
@@ -295,14 +267,15 @@ class WorkerLoop:
 
     # Stopping jobs
 
-    def _answer_requests(self, now: float) -> None:
-        if not self._runs or not (self._ask.is_due(now) or self._look.is_set()):
+    def _answer_requests(self) -> None:
+        if not self._runs or not (self._ask.is_due(time.monotonic()) or self._look.is_set()):
             return
         asked = lifecycle.requests([job_id for job_id, run in self._runs.items() if run])
         for kind in (StopKind.KILL, StopKind.CANCEL):
             self._stop([job_id for job_id, wanted in asked.items() if wanted == kind], kind)
 
-    def _enforce_deadlines(self, now: float) -> None:
+    def _enforce_deadlines(self) -> None:
+        now = time.monotonic()
         late = {
             job_id: run
             for job_id, run in self._runs.items()
@@ -338,6 +311,8 @@ class WorkerLoop:
         self._heartbeat.register_again()
 
     def _adopt_orphans(self) -> None:
+        if not self._rescue.is_due(time.monotonic()):
+            return
         most = max(self._concurrency, 1)
         adopted = self._rescuer.rescue(self._claimant, self._engines, most, list(self._runs))
         for lease in adopted:
@@ -347,6 +322,21 @@ class WorkerLoop:
                 self._stop([lease.job_id], StopKind(lease.stop_kind))
 
     # The end
+
+    def _compare_schema(self) -> None:
+        """Another release has changed the tables: what runs is left to workers of that release."""
+        found = schema.applied("default")
+        if found != self._schema:
+            self._outdated = True
+            self.drain()
+            logger.error(
+                "Worker %s: the database was migrated (%s); ending, start the code that fits it",
+                self._worker.name,
+                ", ".join(sorted(found ^ self._schema)),
+            )
+
+    def _look_for_an_end(self) -> None:
+        self._idle = self._is_idle()
 
     def _is_idle(self) -> bool:
         if not self._until_idle or self._runs or not self._found_nothing:
@@ -371,17 +361,22 @@ class WorkerLoop:
     def _leave(self) -> None:
         """Stop what cannot outlive this worker, let go of the rest, write what is left."""
         ends_at = time.monotonic() + self._settings.DRAIN_SECONDS
-        self._surviving_outages(self._announce_drain)
+        self._turns.insist("announcing the drain", self._announce_drain)
+        draining = [
+            Duty("recording", self._record),
+            Duty("answering requests", self._answer_requests),
+            Duty("letting go", self._drain_tick),
+        ]
         while self._runs and time.monotonic() < ends_at:
             self._woken.wait(0.05)
             self._woken.clear()
-            self._surviving_outages(self._drain_tick)
+            self._turns.take(draining)
         while not self._sweeper.is_idle and time.monotonic() < ends_at:
             time.sleep(0.01)
-        self._surviving_outages(self._sweeper.record)
+        self._turns.insist("recording what was removed", self._sweeper.record)
         self._listener.stop()
         self._heartbeat.stop()
-        self._surviving_outages(self._unregister)
+        self._turns.insist("unregistering", self._unregister)
         self._engines.stop()
         connection.close()
         logger.info("Worker %s: ended", self._worker.name)
@@ -390,14 +385,12 @@ class WorkerLoop:
         Worker.objects.filter(pk=self._worker.pk).update(draining=True)
 
     def _drain_tick(self) -> None:
-        self._record()
         ours = {job_id: run for job_id, run in self._runs.items() if run is not None}
         bound = [
             job_id
             for job_id, run in ours.items()
             if not self._engines[run.lease.executor].capabilities.outlives_worker
         ]
-        self._answer_requests(time.monotonic())
         self._stop(bound, StopKind.DRAIN)
         self._hand_over(
             [run for job_id, run in ours.items() if job_id not in bound and run.has_started]

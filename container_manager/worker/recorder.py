@@ -12,19 +12,21 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import fields, replace
+from functools import reduce
+from operator import or_
 from typing import Any
 from uuid import UUID
 
 from django.db import DataError, IntegrityError
-from django.db.models import Sum
+from django.db.models import Q, Sum
 from django.db.models.functions import Length
 
 from container_manager import lifecycle
 from container_manager.faults import reached
-from container_manager.models import JobLog
+from container_manager.models import JobAttempt, JobLog
 from container_manager.models.leases import Claimant, Lease
 from container_manager.models.outcomes import Ending, Progress
-from container_manager.states import Stream
+from container_manager.states import Phase, Stream
 from container_manager.worker.output import Output
 
 logger = logging.getLogger("container_manager")
@@ -121,11 +123,15 @@ class Recorder:
         if due:
             self._logs_written_at = now
         for output in outputs.values():
-            with output.taking() as (chunks, fallen):
-                if chunks:
-                    reached("U1")
-                    lifecycle.keep_chunks(self._claimant, chunks, fallen)
-                    reached("U2")
+            for _ in range(output.portions):
+                self._write_portion(output)
+
+    def _write_portion(self, output: Output) -> None:
+        with output.taking() as (chunks, fallen):
+            if chunks:
+                reached("U1")
+                lifecycle.keep_chunks(self._claimant, chunks, fallen)
+                reached("U2")
 
     def _write_endings(
         self, endings: list[tuple[Ending, Output | None]]
@@ -135,7 +141,9 @@ class Recorder:
         reached("X3")
         newest = _newest(ending for ending, _ in endings)
         current = {_identity(each[0]) for each in endings} & set(newest.values())
-        mine = self._finish([_complete(*each) for each in endings if _identity(each[0]) in current])
+        told = [_complete(*each) for each in endings if _identity(each[0]) in current]
+        mine = self._finish(told)
+        mine |= self._ended_before([each for each in told if each.job_id not in mine])
         reached("X4")
         with self._lock:
             del self._endings[: len(endings)]
@@ -145,6 +153,16 @@ class Recorder:
             (ending, ending.job_id in mine and _identity(ending) in current)
             for ending, _ in endings
         ]
+
+    def _ended_before(self, endings: list[Ending]) -> set[UUID]:
+        """Those that we wrote already, when the answer to the commit was lost."""
+        if not endings:
+            return set()
+        keys = [
+            Q(job_id=each.job_id, attempt=each.attempt, lease_epoch=each.epoch) for each in endings
+        ]
+        ended = JobAttempt.objects.filter(worker_id=self._claimant.worker_id, phase=Phase.DONE)
+        return set(ended.filter(reduce(or_, keys)).values_list("job_id", flat=True))
 
     def _finish(self, endings: list[Ending]) -> set[UUID]:
         """All in one go; if the database refuses one of them, each by itself."""

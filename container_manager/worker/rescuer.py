@@ -26,24 +26,37 @@ class Rescuer:
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._seen: dict[UUID, tuple[int, float]] = {}
+        """Of each worker its beat, and for how long we have seen it stand still."""
         self._looked_at = clock()
         self.known_dead: set[UUID] = set()
 
     def dead(self) -> set[UUID]:
         """Workers whose beat stood still for a full lease while this one watched."""
-        now = self._clock()
-        if now - self._looked_at > self._lease_seconds / 2:
-            self._seen = {}  # a time in which we could not look is no sign of anybody's death
-        self._looked_at = now
-        beats = dict(Worker.objects.exclude(pk=self._worker_id).values_list("pk", "beat"))
-        seen = {}
-        for pk, beat in beats.items():
-            before = self._seen.get(pk)
-            seen[pk] = before if before is not None and before[0] == beat else (beat, now)
+        began = self._clock()
+        beats = dict(Worker.objects.values_list("pk", "beat"))
+        looked = self._clock()
+        passed, blind = began - self._looked_at, looked - self._looked_at > self._lease_seconds / 2
+        self._looked_at = looked
+        own = self._stands_still(self._worker_id, beats.get(self._worker_id), passed)
+        # A time in which we could not look is no sign of anybody's death; nor is one in which the
+        # database takes no beats, ours among them. But it counts a little: where every look is
+        # slow the dead must be found, too.
+        if blind or own > self._lease_seconds / 2:
+            passed = min(passed, self._lease_seconds / 10)
+        seen = {pk: (beat, self._stands_still(pk, beat, passed)) for pk, beat in beats.items()}
+        if self._worker_id in seen:
+            seen[self._worker_id] = (beats[self._worker_id], own)
         self._seen = seen
-        stood_still = {pk for pk, (_, since) in seen.items() if now - since >= self._lease_seconds}
-        self.known_dead = stood_still
-        return stood_still
+        self.known_dead = {
+            pk
+            for pk, (_, still) in seen.items()
+            if still >= self._lease_seconds and pk != self._worker_id
+        }
+        return self.known_dead
+
+    def _stands_still(self, pk: UUID, beat: int | None, passed: float) -> float:
+        before, still = self._seen.get(pk, (None, 0.0))
+        return still + passed if before is not None and before == beat else 0.0
 
     def rescue(
         self,
@@ -60,11 +73,7 @@ class Rescuer:
         known = self._known_engines(engines)
         found = lifecycle.orphans(dead, known, most, own=self._worker_id, under_way=under_way)
         speakable = [each for each in found if engines.for_id(each.executor, each.engine_id)]
-        reached("A2")
-        adopted = lifecycle.adopt(claimant, speakable) if speakable else []
-        reached("A1")
-        for lease in adopted:
-            logger.warning("Job %s: adopted, its worker is gone", lease.job_id)
+        adopted = _adopt(claimant, speakable) if speakable else []
         lifecycle.note_unreachable(dead)
         self._prune(dead)
         return adopted
@@ -77,3 +86,19 @@ class Rescuer:
         """A dead worker that holds nothing any more needs no row."""
         held = JobAttempt.objects.active().filter(worker_id__in=dead).values("worker_id")
         Worker.objects.filter(pk__in=dead).exclude(pk__in=held).delete()
+
+
+def _adopt(claimant: Claimant, found: list[JobAttempt]) -> list[Lease]:
+    reached("A2")
+    adopted = lifecycle.adopt(claimant, found)
+    reached("A1")
+    _tell(adopted, found)
+    return adopted
+
+
+def _tell(adopted: Collection[Lease], found: Collection[JobAttempt]) -> None:
+    before = {attempt.job_id: attempt for attempt in found}
+    for lease in adopted:
+        former = before[lease.job_id]
+        fate = "is gone" if former.worker_id else "let it go"
+        logger.warning("Job %s: adopted, worker %s %s", lease.job_id, former.worker_name, fate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from container_manager import lifecycle
+from container_manager.engines import Engine
 from container_manager.executors.base import (
     Barred,
     EngineRefused,
@@ -23,6 +25,7 @@ from container_manager.executors.base import (
     Outcome,
     StartCancelled,
 )
+from container_manager.executors.breaker import EngineAway
 from container_manager.faults import reached
 from container_manager.models.leases import Lease
 from container_manager.states import Phase, Reason, StopKind
@@ -41,7 +44,8 @@ STRENGTH = (
 )
 """Stops from the weakest to the strongest: the strongest that reached the job names its end."""
 
-FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0
+FIRST_WAIT, LONGEST_WAIT, LONGEST_LOOK = 0.2, 5.0, 1.0
+"""Seconds between two calls of an engine that does not answer; between two looks at its breaker."""
 LEAST_TIME_TO_START = 5.0
 """Seconds that an engine gets when it is back after the time to start was over."""
 NOTHING_RAN = Outcome(exit_code=None)
@@ -83,10 +87,11 @@ class Run:
     """One attempt under way: prepare, start, watch, collect, finish."""
 
     def __init__(
-        self, lease: Lease, executor: Executor, instance: str, recorder: Recorder, output: Output
+        self, lease: Lease, engine: Engine, instance: str, recorder: Recorder, output: Output
     ) -> None:
         self.lease = lease
-        self.executor = executor
+        self.engine = engine
+        self.executor = engine.executor
         self.execution: Execution | None = None
         self.deadline: float | None = None
         """On the monotonic clock, once it has started."""
@@ -103,6 +108,8 @@ class Run:
         self._started = threading.Event()
         self._stoppers: list[threading.Thread] = []
         self._reached_alive: list[StopKind] = []
+        self._unanswered: list[StopKind] = []
+        """Stops that may have reached it: the engine went away while it was asked for them."""
         self._unreachable = False
         self._start_by = time.monotonic() + lease.start_timeout_seconds
         self.thread = threading.Thread(target=self.run, name=lease.name, daemon=True)
@@ -148,7 +155,7 @@ class Run:
         grace = 0.0 if kind == StopKind.KILL else float(self.lease.stop_grace_seconds)
         reached("K1")
         try:
-            alive = self._patiently(lambda: self.executor.stop(execution, grace=grace))
+            alive = self._patiently(lambda: self._signal(kind, execution, grace))
         except LeaseLost:
             return
         except Exception:
@@ -158,6 +165,13 @@ class Run:
         reached("K2")
         if alive:
             self._reached_alive.append(kind)
+
+    def _signal(self, kind: StopKind, execution: Execution, grace: float) -> bool:
+        try:
+            return self.executor.stop(execution, grace=grace)
+        except EngineUnavailable:
+            self._unanswered.append(kind)
+            raise
 
     def _ask_again(self, kind: StopKind) -> None:
         """The worker's main thread asks for what is still wanted."""
@@ -307,19 +321,17 @@ class Run:
         for stopper in stoppers:
             stopper.join()
         reached("K3")
-        return outcome, strongest([*self._reached_alive, *self._reached_before(outcome)])
+        return outcome, strongest([*self._reached_alive, *self._borne_out(outcome)])
 
-    def _reached_before(self, outcome: Outcome) -> list[StopKind]:
-        """The stop that an earlier worker was about to send, if the end bears out that it did."""
-        if not self.lease.stop_kind:
-            return []
-        kind = StopKind(self.lease.stop_kind)
+    def _borne_out(self, outcome: Outcome) -> list[StopKind]:
+        """Stops of which no answer came, here or to an earlier worker, if the end fits them."""
+        earlier = [StopKind(self.lease.stop_kind)] if self.lease.stop_kind else []
+        return [kind for kind in (*earlier, *self._unanswered) if self._fits(kind, outcome)]
+
+    def _fits(self, kind: StopKind, outcome: Outcome) -> bool:
         if kind == StopKind.TIMEOUT:
-            borne_out = _seconds(outcome) >= (self.lease.timeout_seconds or 0)
-        else:
-            ours = outcome.signal in (signal.SIGTERM, signal.SIGKILL)
-            borne_out = ours and not outcome.oom_killed
-        return [kind] if borne_out else []
+            return _seconds(outcome) >= (self.lease.timeout_seconds or 0)
+        return outcome.signal in (signal.SIGTERM, signal.SIGKILL) and not outcome.oom_killed
 
     def _evidence(self, execution: Execution) -> Outcome:
         try:
@@ -340,18 +352,21 @@ class Run:
     # An engine that is away decides nothing
 
     def _patiently(self, call: Callable[[], T]) -> T:
-        """Call again, ever more slowly, while the engine does not answer."""
+        """Call again, ever more slowly, while the engine does not answer.
+
+        While its breaker is open the engine is not asked; only the breaker is looked at.
+        """
         wait = FIRST_WAIT
         while True:
             if self.is_lost:
                 raise LeaseLost
             try:
-                result = call()
+                result = self.engine.call(call)
             except EngineUnavailable as error:
                 self._refused_for_good(error)
-                self._unreachable_now(error)
-                self._lost.wait(wait)
-                wait = min(2 * wait, LONGEST_WAIT)
+                self._note_unreachable(error)
+                self._lost.wait(wait * random.uniform(0.5, 1.0))  # noqa: S311
+                wait = min(2 * wait, LONGEST_LOOK if _was_not_asked(error) else LONGEST_WAIT)
             else:
                 self._reachable_again()
                 return result
@@ -362,10 +377,12 @@ class Run:
         if late and isinstance(error, EngineRefused) and not self.lease.adopted:
             raise LaunchFailed(Reason.LAUNCH_ERROR, str(error)) from error
 
-    def _unreachable_now(self, error: EngineUnavailable) -> None:
-        if not self._unreachable:
+    def _note_unreachable(self, error: EngineUnavailable) -> None:
+        if isinstance(error, EngineRefused):
+            self._reachable_again()
+        elif not self._unreachable:
             self._unreachable = True
-            logger.warning("Job %s: engine unreachable: %s", self.lease.job_id, error)
+            logger.info("Job %s: engine unreachable: %s", self.lease.job_id, error)
             self._recorder.step(self.lease, self._phase, unreachable=True)
 
     def _reachable_again(self) -> None:
@@ -378,6 +395,10 @@ class Run:
         if not self.has_started:
             return Phase.CLAIMED if self.execution is None else Phase.CREATED
         return Phase.STOPPING if self.asked else Phase.STARTED
+
+
+def _was_not_asked(error: EngineUnavailable) -> bool:
+    return isinstance(error, EngineAway)
 
 
 def _seconds(outcome: Outcome) -> float:

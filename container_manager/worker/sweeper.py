@@ -6,10 +6,12 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from container_manager import lifecycle
-from container_manager.executors.base import Execution, Executor, ExecutorError
+from container_manager.engines import Engine
+from container_manager.executors.base import Execution, ExecutorError
 from container_manager.faults import reached
 from container_manager.models.leases import Lease
 
@@ -23,7 +25,9 @@ class Sweeper:
     """Threads that call the engines; what they removed is written by the worker's main thread."""
 
     def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[tuple[str, Key, Callable[[], None]]] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[str, Key | None, Callable[[], None]]] = (
+            queue.SimpleQueue()
+        )
         self._removed: queue.SimpleQueue[Key] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._under_way: set[str] = set()
@@ -33,13 +37,14 @@ class Sweeper:
     def is_idle(self) -> bool:
         return not self._under_way
 
-    def sweep(self, lease: Lease, executor: Executor, execution: Execution | None) -> None:
+    def sweep(self, lease: Lease, engine: Engine, execution: Execution | None) -> None:
         """Remove this execution soon; None when nothing was ever created."""
         if execution is not None:
-            self.do(lease.name, lease.key, lambda: executor.remove(execution))
+            remove = partial(engine.executor.remove, execution)
+            self.do(lease.name, lease.key, partial(engine.call, remove))
 
-    def do(self, name: str, key: Key, remove: Callable[[], None]) -> None:
-        """Call `remove` soon, unless the same is under way; `key` names the attempt."""
+    def do(self, name: str, key: Key | None, remove: Callable[[], None]) -> None:
+        """Call `remove` soon, unless the same is under way; `key` names the attempt, if any."""
         with self._lock:
             if name in self._under_way:
                 return
@@ -64,7 +69,8 @@ class Sweeper:
             name, key, remove = self._waiting.get()
             try:
                 remove()
-                self._removed.put(key)
+                if key is not None:
+                    self._removed.put(key)
             except ExecutorError as error:
                 logger.warning("%s: not removed yet: %s", name, error)
             except Exception:

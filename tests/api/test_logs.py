@@ -131,6 +131,7 @@ def test_pages_of_any_size_lose_and_double_nothing(api, monkeypatch, limit, seed
 
 
 def test_a_character_that_two_chunks_share_is_one_character(api, prints):
+    """Row 29: a character across two chunks."""
     prints(b"1 " + EURO[:1])
     prints(b"meanwhile", "stderr")
     prints(EURO[1:] + b"!")
@@ -150,6 +151,7 @@ def test_a_character_that_has_not_come_yet_is_waited_for_while_the_job_runs(api,
 
 
 def test_what_is_not_utf8_is_replaced_and_that_is_said(api, prints):
+    """Row 29: the text view."""
     prints(b"good\n")
     prints(b"bad \xff\n", "stderr")
     prints(EURO[:2])
@@ -370,6 +372,7 @@ def raw(api, job, headers=None, **query):
 
 
 def test_every_byte_comes_as_it_was_written(api, prints):
+    """Row 29: the raw log."""
     for _ in range(3):
         prints(EVERY_BYTE)
         prints(b"err \xff", "stderr")

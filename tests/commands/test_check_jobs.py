@@ -7,57 +7,23 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, models
+from django.db import connection
 
 from container_manager import consistency, db_guard, guarding
-from container_manager.models import ContainerJob, JobAttempt, JobLog, StateHistory
-from container_manager.models.base import acting_as
+from container_manager.models import ContainerJob, JobAttempt, StateHistory
 from tests.commands.shell import run
+from tests.consistency.conftest import _no_real_engine, configured, world
+from tests.consistency.planting import chunk, codes, history, lived, on_engine, plant
+from tests.support.fake_executor import World
+
+__all__ = ["_no_real_engine", "configured", "world"]
 
 pytestmark = pytest.mark.django_db
 
 
-def lived(*states: str, worker: bool = True) -> ContainerJob:
-    """A job that went through these states after `queued`, each start with its attempt."""
-    job = ContainerJob.objects.create(image="x", command=["a"])
-    with acting_as("worker:w" if worker else "system"):
-        for state in ("queued", *states):
-            ends = {"completed": {"exit_code": 0}, "failed": {"exit_code": 1}}.get(state, {})
-            job.attempts.exclude(phase="done").update(phase="done", **{"exit_code": 137, **ends})
-            job.transition_to(state, **ends)
-            if state == "running" and worker:
-                JobAttempt.objects.create(job=job, attempt=job.attempt, phase="started")
-    return job
-
-
-def plant(rows: models.QuerySet[Any], **columns: Any) -> None:
-    """An UPDATE behind the guard's back."""
-    with connection.cursor() as cursor:
-        if connection.vendor == "postgresql":
-            cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
-    with guarding.lifted("default"):
-        models.QuerySet(model=rows.model).filter(
-            pk__in=list(rows.values_list("pk", flat=True))
-        ).update(**columns)
-
-
-def codes(**options: Any) -> set[str]:
-    return {finding.code for finding in consistency.findings(**options)}
-
-
-def history(job: ContainerJob, version: int) -> models.QuerySet[StateHistory]:
-    return StateHistory.objects.of(job).filter(version=version)
-
-
-def chunk(job: ContainerJob, offset: int, data: bytes, **fields: Any) -> None:
-    JobLog.objects.create(
-        **{"job": job, "attempt": 1, "stream": "stdout", "offset": offset, "data": data, **fields}
-    )
-
-
-def test_sound_lives_have_no_findings() -> None:
+def test_sound_lives_have_no_findings(world: World) -> None:
     lived()
-    lived("running")
+    on_engine(world, lived("running"))
     done = lived("running", "completed")
     done.attempts.update(stdout_bytes=20, stdout_omitted=10, stderr_bytes=3)
     chunk(done, 0, b"12345")
@@ -277,10 +243,10 @@ def test_the_number_of_questions_does_not_grow_with_the_jobs(
 ) -> None:
     for _ in range(20):
         lived("running", "completed")
-    with django_assert_max_num_queries(20):
+    with django_assert_max_num_queries(30):
         assert codes() == set()
 
 
 def test_every_question_says_what_it_asks() -> None:
-    asked: list[Callable[..., Any]] = consistency._questions
+    asked: list[Callable[..., Any]] = [*consistency.questions, *consistency.questions_of_all]
     assert all(question.__doc__ for question in asked)

@@ -7,10 +7,11 @@ import pytest
 from container_manager.engines import Engines
 from container_manager.models.leases import Offer
 from tests.support.loops import FAKE
+from tests.support.workers import wait_until
 
 
 @pytest.fixture
-def engines(configured):
+def engines(configured, start, started):
     def make(**kinds):
         """Alias to its isolations; an alias that ends in `_away` does not answer."""
         configured(
@@ -26,11 +27,28 @@ def engines(configured):
                 for alias, isolations in kinds.items()
             }
         )
-        engines = Engines()
-        engines.probe()
-        return engines
+        return start()
 
-    return make
+    yield make
+    for each in started:
+        each.stop()
+
+
+@pytest.fixture
+def started():
+    return []
+
+
+@pytest.fixture
+def start(started, monkeypatch):
+    monkeypatch.setattr("container_manager.engines.PROBE_SECONDS", 0.01)
+
+    def start(*aliases):
+        started.append(Engines(*aliases))
+        started[-1].start()
+        return started[-1]
+
+    return start
 
 
 def lanes(engines, elsewhere=()):
@@ -90,12 +108,12 @@ def test_an_engine_that_never_answered_offers_nothing_and_keeps_nobody(engines):
 def test_auto_waits_for_an_engine_that_was_there_before(engines):
     both = engines(box=("container",), local=("process",))
     both["box"].executor._away = True
-    both.probe()
+    wait_until(lambda: not both["box"].available, "the engine to be missed")
     found = lanes(both)
     assert ("", "auto") not in found
     assert ("box", "container") not in found
     both["box"].executor._away = False
-    both.probe()
+    wait_until(lambda: both["box"].available, "the engine to be back")
     assert lanes(both)["", "auto"] == ("box", "container")
 
 
@@ -120,13 +138,13 @@ def test_others_see_what_is_offered_here(engines):
             "isolations": ["container"],
             "outlives_worker": True,
             "available": True,
+            "unavailable_since": None,
         }
     }
 
 
-def test_a_worker_may_be_told_which_executors_to_use(engines, configured):
+def test_a_worker_may_be_told_which_executors_to_use(engines, start):
     engines(box=("container",), local=("process",))
-    chosen = Engines(["local"])
-    chosen.probe()
+    chosen = start(["local"])
     assert {alias for _, alias in lanes(chosen)} <= {"auto", "process"}
     assert set(chosen.described()) == {"local"}

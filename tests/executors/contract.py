@@ -199,6 +199,7 @@ class ExecutorContract:
     def test_a_command_that_does_not_exist_is_told_so(
         self, executor: Executor, make_spec: MakeSpec
     ) -> None:
+        """Row 26: 127 by the shell's convention."""
         assert reason_of(executor, make_spec(["no-such-command"])) == Reason.COMMAND_NOT_FOUND
 
     def test_a_path_that_does_not_exist_is_told_so(
@@ -209,6 +210,7 @@ class ExecutorContract:
     def test_a_file_that_cannot_be_executed_is_told_so(
         self, executor: Executor, make_spec: MakeSpec
     ) -> None:
+        """Row 26: 126 by the shell's convention."""
         assert reason_of(executor, make_spec(["/etc/passwd"])) == Reason.NOT_EXECUTABLE
 
     def test_times_are_utc_and_in_order(self, executor: Executor, make_spec: MakeSpec) -> None:
@@ -231,6 +233,7 @@ class ExecutorContract:
     def test_a_job_that_needs_too_much_memory_is_told_so(
         self, executor: Executor, make_spec: MakeSpec
     ) -> None:
+        """Row 24: the main process's child takes too much, and it dies of it."""
         if "memory_limit_mb" not in executor.capabilities().limits:
             pytest.skip("this executor does not limit memory here")
         spec = make_spec(
@@ -285,6 +288,7 @@ class ExecutorContract:
         assert (run.stdout, run.stderr) == (b"out\ntail", b"err\nrest")
 
     def test_every_byte_value_comes_through(self, executor: Executor, make_spec: MakeSpec) -> None:
+        """Row 29: NUL and what is no UTF-8."""
         every_byte = bytes(range(256))
         script = "".join(_print_byte(byte) for byte in every_byte)
 
@@ -300,6 +304,7 @@ class ExecutorContract:
         assert (run.stdout, run.stderr) == (b"a\nb\n", b"c\nd\n")
 
     def test_a_very_short_job_loses_nothing(self, executor: Executor, make_spec: MakeSpec) -> None:
+        """Row 27: it has ended before anybody attached; no last newline."""
         for number in range(self.short_jobs):
             run = finish(executor, make_spec(f"printf {number}; printf e{number} >&2"))
 
@@ -350,6 +355,7 @@ class ExecutorContract:
     def test_attach_on_a_job_that_ended_long_ago_returns_everything(
         self, executor: Executor, make_spec: MakeSpec
     ) -> None:
+        """Row 27: attached long after the end."""
         spec = make_spec("printf all")
         executor.collect(launch(executor, spec))
         found = executor.find(spec.name, spec.instance)
@@ -360,11 +366,24 @@ class ExecutorContract:
     def test_a_grandchild_that_holds_the_pipe_open_keeps_nobody_waiting(
         self, executor: Executor, make_spec: MakeSpec
     ) -> None:
+        """Row 23: the end is the end of the command, not of the pipe."""
         number = a_number_like_no_other()
         run = finish(executor, make_spec(f"sleep {number} & printf done"))
 
         assert (run.outcome.exit_code, run.stdout) == (0, b"done")
         until(lambda: not processes_with(number), what="the grandchild's end")
+
+    def test_orphans_of_a_job_are_reaped_while_it_runs(
+        self, executor: Executor, make_spec: MakeSpec
+    ) -> None:
+        """Row 23: an orphan falls to the job's process 1, or to its supervisor."""
+        script = (
+            "pid=$(sh -c 'sh -c \"echo \\$\\$; exec sleep 0.1 >/dev/null\" & exit'); "
+            "i=0; while [ -e /proc/$pid ] && [ $i -lt 300 ]; do sleep 0.05; i=$((i+1)); done; "
+            "[ -e /proc/$pid ] && echo zombie || echo reaped"
+        )
+
+        assert finish(executor, make_spec(script)).stdout == b"reaped\n"
 
     # found again
 
@@ -502,6 +521,7 @@ class ExecutorContract:
     def test_a_job_that_ignores_the_request_is_killed_after_its_grace(
         self, executor: Executor, make_spec: MakeSpec
     ) -> None:
+        """Row 23: SIGTERM is ignored."""
         execution = launch(executor, make_spec(_STUBBORN))
         wait_for_output(executor, execution, b"ready")
 
@@ -548,6 +568,7 @@ class ExecutorContract:
     def test_nothing_of_a_stopped_job_is_left(
         self, executor: Executor, make_spec: MakeSpec
     ) -> None:
+        """Row 23: children, sessions of their own, and a double fork."""
         number = a_number_like_no_other()
         script = (
             f"sleep {number} & setsid sleep {number} & (setsid sleep {number} &) ; "

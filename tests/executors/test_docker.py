@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import socket
+import struct
+import tarfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
 
+from container_manager.executors import docker
 from container_manager.executors.base import (
     LABEL_ATTEMPT,
     LABEL_INSTANCE,
@@ -26,7 +32,7 @@ from container_manager.executors.base import (
     StartCancelled,
 )
 from container_manager.executors.docker import BARRED_IMAGE, DockerExecutor
-from container_manager.executors.docker_http import EngineHttp
+from container_manager.executors.docker_http import EngineHttp, EngineStream
 from container_manager.states import Reason
 from tests.executors.contract import (
     HANG_SECONDS,
@@ -87,6 +93,11 @@ def over_line(line: docker_engine.FaultyLine) -> Iterator[DockerExecutor]:
     """An executor whose calls can be made to fail."""
     with _executor(base_url=line.url, timeout=2) as executor:
         yield executor
+
+
+def _read_some(whole: Any, pieces: Iterator[int], *given: Any) -> bytes | None:
+    """A few pieces, and then nothing more."""
+    return None if next(pieces, None) is None else whole(*given)
 
 
 class TestDockerExecutor(ExecutorContract):
@@ -171,6 +182,7 @@ class TestDockerExecutor(ExecutorContract):
     def test_a_fork_bomb_ends_at_its_limit(
         self, executor: DockerExecutor, make_spec: MakeSpec
     ) -> None:
+        """Row 25: processes."""
         script = "for i in $(seq 50); do sleep 600 & done; echo never"
         run = finish(executor, make_spec(script, pids_limit=12))
 
@@ -288,6 +300,7 @@ class TestDockerExecutor(ExecutorContract):
     def test_long_lines_are_whole_while_followed_and_when_read_again(
         self, executor: DockerExecutor, make_spec: MakeSpec
     ) -> None:
+        """Row 28: lines of 16 KiB less one, 16 KiB, and one more."""
         script = f"{LONG_LINES}; echo; echo; ({LONG_LINES}) >&2; printf 'x\\0\\377'; printf y >&2"
         run = finish(executor, make_spec(script))
         lines = [b"a" * 16383, b"b" * 16384, b"c" * 16385, b"d" * 40000, b"e" * 32768]
@@ -326,7 +339,8 @@ class TestDockerExecutor(ExecutorContract):
         assert told + rest == expected
 
     def test_a_silent_job_is_followed_to_its_end(self, make_spec: MakeSpec) -> None:
-        with _executor(timeout=0.2) as executor:
+        with _executor() as executor:
+            executor._silence = 0.2
             run = finish(executor, make_spec("printf a; sleep 1; printf b"))
             again = read(executor, run.execution)
 
@@ -335,11 +349,62 @@ class TestDockerExecutor(ExecutorContract):
 
     def test_a_silent_job_can_be_adopted_and_followed(self, make_spec: MakeSpec) -> None:
         spec = make_spec("sleep 1; printf end")
-        with _executor(timeout=0.3) as first, _executor(timeout=0.3) as second:
+        with _executor() as first, _executor() as second:
+            second._silence = 0.2
             launch(first, spec)
             adopted = create(second, spec)
 
             assert read(second, adopted)["stdout"] == b"end"
+
+    def test_output_that_an_engine_still_held_back_at_the_end_is_not_lost(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        """It stood still, or was slow: it tells of the end before it hands on what was printed."""
+        execution = create(executor, make_spec("printf all"))
+        execution = executor.start(execution)
+        held_back = executor._live[execution.execution_id].stream
+        held_back.read = lambda seconds: sleep(0.01)  # type: ignore[assignment, method-assign, func-returns-value]
+
+        assert read(executor, execution)["stdout"] == b"all"
+
+    def test_a_log_in_whose_middle_the_engine_falls_silent_is_not_taken_for_whole(
+        self, executor: DockerExecutor, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = finish(executor, make_spec("yes | head -c 1000000"))
+        whole, pieces = EngineStream.read, iter(range(3))
+        falls_silent = partial(_read_some, whole, pieces)
+        monkeypatch.setattr(EngineStream, "read", lambda *given: falls_silent(*given))
+
+        with pytest.raises(EngineUnavailable, match="fell silent"):
+            read(executor, run.execution)
+        monkeypatch.setattr(EngineStream, "read", whole)
+        assert len(read(executor, run.execution)["stdout"]) == 1_000_000
+
+    def test_what_ended_with_its_machine_was_not_the_jobs_fault(
+        self, executor: DockerExecutor, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The machine came up after the end, or between start and end; it cannot be done here."""
+        stopped = finish(executor, make_spec("kill -TERM $$; sleep 5")).execution
+        unknown = finish(executor, make_spec("sleep 1.2; exit 255")).execution
+        own = finish(executor, make_spec("exit 3")).execution
+        assert executor.collect(stopped).reason == Reason.SIGNAL
+        assert executor.collect(unknown).reason == Reason.EXIT_CODE
+        started = unknown.started_at
+        assert started is not None
+
+        monkeypatch.setattr(docker, "_booted_at", lambda: started + timedelta(seconds=1))
+        lost = executor.collect(unknown)
+        assert (lost.exit_code, lost.reason) == (None, Reason.EXECUTOR_UNAVAILABLE)
+        taken = executor.collect(stopped)
+        assert (taken.exit_code, taken.reason) == (143, Reason.EXECUTOR_UNAVAILABLE)
+        assert executor.collect(own).exit_code == 3
+        monkeypatch.setattr(docker, "_booted_at", lambda: datetime.now(UTC))
+        assert executor.collect(unknown).exit_code == 255
+
+    def test_it_is_known_when_this_machine_came_up(self) -> None:
+        booted = docker._booted_at()
+        assert booted is not None
+        assert booted < datetime.now(UTC)
 
     def test_a_log_that_the_engine_refuses_is_not_taken_for_an_empty_one(
         self, over_line: DockerExecutor, make_spec: MakeSpec, line: docker_engine.FaultyLine
@@ -372,6 +437,7 @@ class TestDockerExecutor(ExecutorContract):
     def test_a_slow_reader_holds_the_job_up_and_loses_nothing(
         self, executor: DockerExecutor, make_spec: MakeSpec
     ) -> None:
+        """Row 28: back-pressure up to the job itself."""
         size = 80_000_000  # more than the log keeps
         execution = launch(executor, make_spec(f"head -c {size} /dev/zero"))
         chunks = executor.attach(execution, {})
@@ -410,6 +476,7 @@ class TestDockerExecutor(ExecutorContract):
     def test_a_stop_before_the_start_prevents_it(
         self, executor: DockerExecutor, make_spec: MakeSpec
     ) -> None:
+        """Row 30: a stop between creating and starting."""
         execution = create(executor, make_spec("true"))
 
         assert executor.stop(execution, grace=5) is False
@@ -419,6 +486,7 @@ class TestDockerExecutor(ExecutorContract):
     def test_a_job_that_ended_just_before_the_kill_is_told_as_it_ended(
         self, executor: DockerExecutor, make_spec: MakeSpec
     ) -> None:
+        """Rows 24 and 30: the end was first."""
         for _ in range(5):
             execution = launch(executor, make_spec("exit 7"))
             killed = executor.stop(execution, grace=0)
@@ -469,12 +537,76 @@ class TestDockerExecutor(ExecutorContract):
     def test_a_child_that_ran_out_of_memory_is_told(
         self, executor: DockerExecutor, make_spec: MakeSpec
     ) -> None:
+        """Row 24: a child only; the exit code is the main process's own."""
         script = "tail -c 300000000 /dev/zero; exit 3"
         outcome = finish(executor, make_spec(script, memory_limit_mb=32)).outcome
 
         assert (outcome.exit_code, outcome.signal) == (3, None)
         assert (outcome.oom_killed, outcome.reason) == (True, Reason.OOM)
         assert "32 MB" in outcome.error
+
+    def test_running_out_of_memory_stays_in_the_evidence_of_a_kill(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        """Row 24: 137 twice over; whose doing the end was is for the caller to judge."""
+        script = "tail -c 300000000 /dev/zero; printf on; sleep 600 & wait"
+        execution = launch(executor, make_spec(script, memory_limit_mb=32))
+        wait_for_output(executor, execution, b"on")
+
+        assert executor.stop(execution, grace=0) is True
+
+        outcome = executor.collect(execution)
+        assert (outcome.exit_code, outcome.oom_killed) == (137, True)
+
+    def test_a_kill_after_the_memory_ran_out_reached_nobody(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        """Row 24: also one that comes at that very moment tells the truth."""
+        greedy = "head -c 400000000 /dev/zero | tail -c 300000000 >/dev/null"
+        for _ in range(3):
+            execution = launch(executor, make_spec(["sh", "-c", greedy], memory_limit_mb=16))
+            killed = executor.stop(execution, grace=0)
+
+            outcome = executor.collect(execution)
+            assert outcome.exit_code == 137
+            assert killed or (outcome.oom_killed, outcome.reason) == (True, Reason.OOM)
+        assert executor.stop(execution, grace=0) is False
+
+    def test_what_was_made_for_another_processor_is_not_executable(
+        self, executor: DockerExecutor, make_spec: MakeSpec, engine: EngineHttp
+    ) -> None:
+        """Row 26: `exec format error`. The shell is foreign, too: the init would try it else."""
+        image = f"cm-test/foreign:{uuid.uuid4().hex}"
+        _import_image(engine, image, dict.fromkeys(["x", "bin/sh"], _ELF_FOR_ANOTHER_PROCESSOR))
+        try:
+            spec = make_spec(["/x"], image=image)
+            assert reason_of(executor, spec) == Reason.NOT_EXECUTABLE
+            executor.remove(Execution(name=spec.name, execution_id=""))
+        finally:
+            engine.call("DELETE", f"/images/{image}")
+
+    def test_a_container_that_fills_its_disk_fails_by_itself(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        """Row 25: all that can be written to is /tmp, and it has a size."""
+        fill = "head -c 200000000 /dev/zero > /tmp/x; echo $?; cp /tmp/x /x; wc -c < /tmp/x; exit 5"
+        run = finish(executor, make_spec(fill))
+
+        assert run.stdout == b"1\n%d\n" % (64 * 1024**2)
+        assert b"Read-only file system" in run.stderr
+        assert run.outcome.exit_code == 5
+
+    def test_a_container_that_takes_all_files_there_are_takes_only_its_own(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        """Row 25."""
+        script = (
+            "awk 'BEGIN { for (i = 0; i < 5000; i++) print i > (\"/tmp/\" i) }'; ls /tmp | wc -l"
+        )
+        run = finish(executor, make_spec(script))
+
+        assert b"Too many open files" in run.stderr
+        assert 900 < int(run.stdout) < 1024
 
     def test_a_container_that_was_never_started_has_no_exit_code(
         self, executor: DockerExecutor, make_spec: MakeSpec
@@ -488,6 +620,7 @@ class TestDockerExecutor(ExecutorContract):
     def test_an_image_that_may_not_be_pulled_is_not_pulled(
         self, executor: DockerExecutor, make_spec: MakeSpec
     ) -> None:
+        """Row 26: it is missing."""
         spec = make_spec("true", image="127.0.0.1:9/no/such:image", pull_policy="never")
 
         assert reason_of(executor, spec) == Reason.IMAGE_NOT_FOUND
@@ -502,6 +635,7 @@ class TestDockerExecutor(ExecutorContract):
     def test_an_image_that_the_registry_does_not_have(
         self, executor: DockerExecutor, make_spec: MakeSpec, policy: str
     ) -> None:
+        """Row 26: missing also there."""
         unknown = {"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}
         with docker_engine.registry(
             partial(docker_engine.reply, status=404, body=unknown)
@@ -513,6 +647,7 @@ class TestDockerExecutor(ExecutorContract):
     def test_a_registry_that_wants_credentials_is_named_as_such(
         self, executor: DockerExecutor, make_spec: MakeSpec
     ) -> None:
+        """Row 26: no auth."""
         denied = {"errors": [{"code": "UNAUTHORIZED", "message": "authentication required"}]}
         answer = partial(docker_engine.reply, status=401, body=denied)
         with (
@@ -523,9 +658,19 @@ class TestDockerExecutor(ExecutorContract):
 
         assert refusal.value.reason == Reason.IMAGE_NOT_FOUND
 
+    def test_an_image_for_other_processors_only_is_not_found(
+        self, executor: DockerExecutor, make_spec: MakeSpec
+    ) -> None:
+        """Row 26: wrong architecture, told by the registry."""
+        with docker_engine.registry(docker_engine.offer_another_processor) as address:
+            spec = make_spec("true", image=f"{address}/foreign")
+
+            assert reason_of(executor, spec) == Reason.IMAGE_NOT_FOUND
+
     def test_a_registry_that_is_down_is_not_the_jobs_fault(
         self, executor: DockerExecutor, make_spec: MakeSpec
     ) -> None:
+        """Row 26: registry down."""
         spec = make_spec("true", image=f"127.0.0.1:{_unused_port()}/image")
 
         reason = reason_of(executor, spec)
@@ -536,6 +681,7 @@ class TestDockerExecutor(ExecutorContract):
     def test_a_pull_that_hangs_ends_at_the_start_deadline(
         self, executor: DockerExecutor, make_spec: MakeSpec
     ) -> None:
+        """Rows 26 and 30: a pull that hangs."""
         over = threading.Event()
         with docker_engine.registry(lambda _: over.wait(HANG_SECONDS)) as address:
             spec = make_spec("true", image=f"{address}/slow")
@@ -546,6 +692,7 @@ class TestDockerExecutor(ExecutorContract):
         assert refusal.value.reason == Reason.START_TIMEOUT
 
     def test_a_pull_can_be_given_up(self, executor: DockerExecutor, make_spec: MakeSpec) -> None:
+        """Row 30: a stop during the pull."""
         asked, over, cancelled = threading.Event(), threading.Event(), threading.Event()
 
         def hang(_: object) -> None:
@@ -709,6 +856,25 @@ def _create_stranger(engine: EngineHttp, name: str) -> str:
     body = {"Image": docker_engine.IMAGE, "Cmd": ["true"], "Labels": {"whose": "somebody's"}}
     reply = engine.call("POST", "/containers/create", {"name": name}, body)
     return str(reply.json()["Id"])
+
+
+_ELF_FOR_ANOTHER_PROCESSOR = (
+    b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHI", 2, 0xF3 ^ 0xFF, 1) + bytes(40)
+)
+"""The header of a program for a machine that nobody has built yet."""
+
+
+def _import_image(engine: EngineHttp, image: str, files: dict[str, bytes]) -> None:
+    """An image of these files, all of them executable."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(data), 0o755
+            tar.addfile(member, io.BytesIO(data))
+    repository, _, tag = image.partition(":")
+    query = {"fromSrc": "-", "repo": repository, "tag": tag}
+    assert engine.call("POST", "/images/create", query, archive.getvalue()).ok
 
 
 def _unused_port() -> int:

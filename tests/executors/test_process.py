@@ -136,7 +136,7 @@ class TestContract(ExecutorContract):
     def test_a_job_that_needs_too_much_memory_is_told_so(
         self, executor: Executor, make_spec: MakeSpec
     ) -> None:
-        """Its allocation fails; what it makes of that is its own affair."""
+        """Row 24: its allocation fails; what it makes of that is its own affair."""
         greedy = "head -c 400000000 /dev/zero | tail -c 300000000 >/dev/null"
 
         run = finish(executor, make_spec(greedy, memory_limit_mb=32))
@@ -441,6 +441,7 @@ class TestStopping(OnThisMachine):
     def test_a_kill_in_a_race_with_the_end_is_told_truly(
         self, executor: ProcessExecutor, make_spec: MakeSpec
     ) -> None:
+        """Row 30: the deadline at the very end."""
         for _ in range(30):
             execution = launch(executor, make_spec("exit 0"))
             stopped = executor.stop(execution, grace=0)
@@ -452,6 +453,7 @@ class TestStopping(OnThisMachine):
     def test_who_ended_before_the_request_was_seen_ended_by_himself(
         self, executor: ProcessExecutor, make_spec: MakeSpec, state_dir: Path, tmp_path: Path
     ) -> None:
+        """Row 30: the end was first."""
         gate = tmp_path / "gate"
         spec = make_spec(f"until [ -e {gate} ]; do sleep 0.01; done")
         execution = launch(executor, spec)
@@ -493,6 +495,64 @@ class TestStopping(OnThisMachine):
         self, executor: ProcessExecutor, make_spec: MakeSpec
     ) -> None:
         assert executor.stop(Execution(make_spec("true").name, ""), grace=0) is False
+
+
+class TestThoseWhoTryToStay(OnThisMachine):
+    """Row 23: nobody of a job outlives it, whatever he does; row 25: nor do very many."""
+
+    def test_who_forks_on_and_on_into_new_sessions_is_caught(
+        self, executor: ProcessExecutor, make_spec: MakeSpec
+    ) -> None:
+        """Each generation lives for a moment only, and is an orphan in a session of its own."""
+        mark = a_number_like_no_other()
+        hop = (
+            "import os, time\n"
+            "for _ in range(4):\n"
+            "    if os.fork() == 0: break\n"
+            "else: print('ready', flush=True); time.sleep(0.2); os._exit(0)\n"
+            f"ends_at = time.monotonic() + {HANG_SECONDS}\n"
+            "while time.monotonic() < ends_at:\n"
+            "    if os.fork(): os._exit(0)\n"
+            "    os.setsid()\n"
+        )
+
+        run = finish(executor, make_spec([sys.executable, "-c", hop, mark]))
+
+        assert (run.outcome.exit_code, run.stdout) == (0, b"ready\n")
+        assert processes_with(mark) == []
+
+    def test_a_crowd_is_ended_with_one_stop(
+        self, executor: ProcessExecutor, make_spec: MakeSpec
+    ) -> None:
+        """A fork bomb that ends by itself: nothing here limits how many processes a job has."""
+        mark = a_number_like_no_other()
+        crowd = f"for _ in $(seq 80); do sleep {mark} & done; wait"
+        script = f"trap '' TERM; setsid sh -c '{crowd}' & (sh -c '{crowd}' &); {crowd}"
+        execution = launch(executor, make_spec(script))
+        until(lambda: len(processes_with(mark)) > 200, what="the crowd")
+
+        assert executor.stop(execution, grace=0) is True
+
+        assert processes_with(mark) == []
+
+    def test_a_stranger_who_writes_on_into_the_jobs_output_keeps_nobody_waiting(
+        self, executor: ProcessExecutor, make_spec: MakeSpec, state_dir: Path
+    ) -> None:
+        spec = make_spec("printf ready; sleep 600 & wait")
+        execution = launch(executor, spec)
+        wait_for_output(executor, execution, b"ready")
+        main = journal_of(state_dir, spec)["started"]["pid"]
+        with (
+            open(f"/proc/{main}/fd/1", "wb") as pipe,
+            subprocess.Popen(["yes"], stdout=pipe) as stranger,
+        ):
+            executor.stop(execution, grace=0)
+            with ThreadPoolExecutor(1) as threads:
+                ended = threads.submit(executor.collect, execution)
+                try:
+                    assert ended.result(HANG_SECONDS).exit_code == 137
+                finally:
+                    stranger.kill()
 
 
 class TestTheJobsSurroundings(OnThisMachine):
@@ -591,12 +651,13 @@ class TestRoomForOutput(OnThisMachine):
     def test_a_job_that_writes_without_end_is_ended(
         self, state_dir: Path, make_spec: MakeSpec, executor: ProcessExecutor
     ) -> None:
+        """Row 28: at a size, of which the job is to blame."""
         strict = ProcessExecutor(state_dir, max_output_bytes=100_000)
 
         run = finish(strict, make_spec("yes"))
         strict.close()
 
-        assert run.outcome.reason == Reason.DISK_FULL
+        assert run.outcome.reason == Reason.OUTPUT_LIMIT
         assert "100000 bytes" in run.outcome.error
         assert len(run.stdout) <= 100_000
 
@@ -637,6 +698,19 @@ class TestRoomForOutput(OnThisMachine):
         durable.close()
 
         assert (run.outcome.exit_code, run.stdout) == (3, b"out")
+
+    def test_a_stream_of_megabytes_does_not_hide_the_other(
+        self, executor: ProcessExecutor, make_spec: MakeSpec
+    ) -> None:
+        """Row 28: they are read in turns; else who prints on and on would never be heard to err."""
+        execution = launch(executor, make_spec("head -c 5000000 /dev/zero; echo wrong >&2"))
+        executor.collect(execution)
+
+        told = [(chunk.stream, len(chunk.data)) for chunk in executor.attach(execution, {})]
+
+        before = told[: told.index(("stderr", 6))]
+        assert sum(size for _, size in before) == process.TURN_BYTES
+        assert sum(size for _, size in told) == 5_000_006
 
 
 class TestTheStateDirectory:

@@ -9,6 +9,7 @@ import pytest
 from container_manager import lifecycle
 from container_manager.lifecycle import Stopped
 from container_manager.models import ContainerJob, JobAttempt, StateHistory, Worker
+from container_manager.models.attempt import attempt_name
 from container_manager.states import StopKind
 from tests.factories import JobFactory
 from tests.support import docker_engine
@@ -97,6 +98,28 @@ def test_what_a_killed_worker_ran_is_adopted_and_nothing_of_it_is_lost(workers, 
         assert (attempt.lease_epoch, attempt.worker_name) == (2, "w2")
     assert executions(jobs) == before
     assert job.attempts.count() == 1
+
+
+def test_what_runs_through_three_killed_workers_completes_as_one_and_with_its_whole_log(
+    workers, kind
+):
+    """Row 1: kill -9 three times in a row."""
+    job = counting(kind, 60)
+    workers.start()
+    all_print([job])
+    before = executions([job])
+    for killed in range(3):
+        told = len(stdout(job))
+        workers.started[-1].kill()
+        workers.start()
+        wait_until(lambda epoch=killed + 2: attempt_of(job).lease_epoch == epoch, "its adoption")
+        wait_until(lambda told=told: len(stdout(job)) > told, "it to be followed")
+        if kind == "docker":
+            assert workers.container_ids() == {attempt_name(job.pk, 1): before[job.pk]}
+    job = settled(job)
+    assert path_of(job) == ["queued", "running", "completed"]
+    assert (job.attempt, executions([job])) == (1, before)
+    assert_log_is_whole(job, 60)
 
 
 def test_what_ended_while_no_worker_lived_is_recorded_as_it_was(workers, kind):

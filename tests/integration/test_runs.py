@@ -87,6 +87,7 @@ def test_a_failed_job_is_run_again_and_each_attempt_keeps_its_log(workers, kind)
 
 
 def test_a_job_that_takes_too_long_is_stopped_and_has_failed(workers, kind):
+    """Row 30: a timeout of one second, also of one that does not listen."""
     patient = queue_job(kind, "trap 'exit 0' TERM; while :; do sleep 0.1; done", timeout_seconds=1)
     stubborn = queue_job(kind, STUBBORN, timeout_seconds=1)
     workers.start()
@@ -115,6 +116,7 @@ def test_a_cancelled_job_may_tidy_up_and_its_exit_code_is_kept(workers, kind):
 
 
 def test_a_cancelled_job_that_does_not_listen_is_ended_by_force_after_its_grace(workers, kind):
+    """Row 23: SIGTERM is ignored."""
     job = queue_job(kind, STUBBORN, stop_grace_seconds=1)
     workers.start()
     printed(job)
@@ -135,6 +137,7 @@ def test_a_kill_after_a_cancel_does_not_wait_for_the_grace(workers, kind):
 
 
 def test_a_killed_job_is_gone_at_once_and_the_row_never_says_so_before(workers, kind):
+    """Row 23: with a child that ignores SIGTERM, too."""
     job = queue_job(kind, f"(trap '' TERM; sleep 300) & {STUBBORN}", stop_grace_seconds=300)
     workers.start(REQUEST_POLL_SECONDS=0.5)
     printed(job)
@@ -188,6 +191,7 @@ def test_a_kill_that_races_the_end_leaves_one_truthful_end(workers, kind):
 
 
 def test_all_256_byte_values_without_a_final_newline_are_exactly_in_the_log(workers, kind):
+    """Rows 27 and 29: every byte, no last newline."""
     values = "".join(f"\\{value:03o}" for value in range(256))
     back = "".join(f"\\{value:03o}" for value in reversed(range(256)))
     job = queue_job(kind, f"printf '{values}'; printf '{back}' >&2")
@@ -200,6 +204,7 @@ def test_all_256_byte_values_without_a_final_newline_are_exactly_in_the_log(work
 
 
 def test_streams_are_kept_apart_and_a_line_is_not_broken(workers, kind):
+    """Row 28: a line longer than 16 KiB."""
     long = "head -c 40000 /dev/zero | tr '\\0' "
     job = queue_job(kind, f"{long} a; {long} b >&2; echo; echo ERROR; echo fine >&2")
     workers.start()
@@ -209,6 +214,7 @@ def test_streams_are_kept_apart_and_a_line_is_not_broken(workers, kind):
 
 
 def test_megabytes_of_output_are_kept_whole(workers, kind):
+    """Row 28: below the cap nothing is left out."""
     job = queue_job(kind, "seq 1 450000")
     workers.start()
     job = wait_for(job, "completed")
@@ -223,6 +229,7 @@ def test_megabytes_of_output_are_kept_whole(workers, kind):
 
 
 def test_beyond_the_cap_head_and_tail_are_kept_and_what_is_left_out_is_counted(workers, kind):
+    """Row 28: the cap, with counts."""
     cap = 100_000
     job = queue_job(kind, "seq 1 300000; echo short >&2")
     workers.start(LOG_CAP_BYTES=cap)
@@ -264,6 +271,7 @@ def test_a_job_sees_the_variables_it_names_and_nothing_of_the_worker(workers, ki
 
 
 def test_a_command_that_is_not_there_is_the_users_and_is_not_tried_again(workers, kind):
+    """Row 26: command not found, not executable."""
     missing = queue_job(kind, ["/no/such/command"], max_retries=3)
     data = queue_job(kind, ["/etc/passwd"], max_retries=3)
     workers.start()
@@ -279,6 +287,7 @@ def test_a_command_that_is_not_there_is_the_users_and_is_not_tried_again(workers
 @pytest.mark.parametrize("kind", KINDS[1:], indirect=True)
 @pytest.mark.parametrize("pull_policy", ["never"])
 def test_an_image_that_is_not_there_is_the_users_and_is_not_tried_again(workers, kind, pull_policy):
+    """Row 26: the image is missing and may not be pulled."""
     job = queue_job(kind, "true", image="no-such-image:1", pull_policy=pull_policy, max_retries=3)
     workers.start()
     job = settled(job)
@@ -289,6 +298,7 @@ def test_an_image_that_is_not_there_is_the_users_and_is_not_tried_again(workers,
 
 @pytest.mark.parametrize("kind", KINDS[1:], indirect=True)
 def test_a_job_that_needs_more_memory_than_it_may_is_told_so(workers, kind):
+    """Row 24: retried with more memory, because its policy says so."""
     policy = {
         "strategy": "fixed",
         "base_seconds": 0,

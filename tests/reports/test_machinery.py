@@ -82,6 +82,18 @@ def test_executors_tell_what_living_workers_found():
     assert found["process"].outlives_worker is False
 
 
+def test_an_executor_that_answers_nobody_says_since_when():
+    away = {"available": False, "unavailable_since": "2026-01-02T03:04:05+00:00"}
+    worker_row("w1", offers={"docker": engine("container", **away)})
+    seen_later = {**away, "unavailable_since": "2026-01-02T03:04:09+00:00"}
+    worker_row("w2", offers={"docker": engine("container", **seen_later)})
+    (docker,) = (each for each in machinery.executors() if each.alias == "docker")
+    assert (docker.available, docker.unavailable_since) == (False, "2026-01-02T03:04:09+00:00")
+    worker_row("w3", offers={"docker": engine("container")})
+    (docker,) = (each for each in machinery.executors() if each.alias == "docker")
+    assert (docker.available, docker.unavailable_since) == (True, None)
+
+
 def test_an_executor_that_only_a_worker_knows_is_listed_without_a_path():
     worker_row(offers={"far": engine("container")})
     far = next(each for each in machinery.executors() if each.alias == "far")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import socketserver
@@ -15,6 +16,8 @@ from typing import Any
 
 from container_manager.executors.base import EngineUnavailable
 from container_manager.executors.docker_http import Address, EngineHttp, address_from_environment
+from tests.support import fault_proxy
+from tests.support.fault_proxy import FaultProxy
 
 IMAGE = "busybox:latest"
 
@@ -49,91 +52,37 @@ class FaultyLine:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._faults: dict[bytes, str] = {}
-        self._connections: set[socket.socket] = set()
         path = str(directory / "line.sock")
         self.url = f"unix://{path}"
-        self._server = _line_server(path, self._serve)
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        self._proxy = FaultProxy(at=path, to=_dial)
 
     def lose_reply(self, words: str) -> None:
-        self._faults[words.encode()] = "lose"
+        self._proxy.next(_asks_for(words), fault_proxy.lose_reply)
 
     def hang(self, words: str) -> None:
-        self._faults[words.encode()] = "hang"
+        self._proxy.next(_asks_for(words), fault_proxy.hang)
 
     def fail(self, words: str) -> None:
-        self._faults[words.encode()] = "fail"
+        broken = b"HTTP/1.1 500 Broken\r\nConnection: close\r\n\r\n"
+        self._proxy.next(_asks_for(words), fault_proxy.answer(broken))
 
     def cut(self) -> None:
         """Breaks every connection that is open now."""
-        for connection in list(self._connections):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        self._proxy.cut()
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self.cut()
-
-    def _serve(self, client: socket.socket) -> None:
-        with Address.parse(address_from_environment()).dial(30) as upstream:
-            upstream.settimeout(None)
-            self._connections |= {client, upstream}
-            lost = threading.Event()
-            back = threading.Thread(target=self._pump_back, args=(upstream, client, lost))
-            back.start()
-            self._pump_there(client, upstream, lost)
-            with suppress(OSError):
-                upstream.shutdown(socket.SHUT_RDWR)
-            back.join()
-            self._connections -= {client, upstream}
-
-    def _pump_there(
-        self, client: socket.socket, upstream: socket.socket, lost: threading.Event
-    ) -> None:
-        while data := _receive(client):
-            fault = self._fault_for(data)
-            if fault == "fail":
-                client.sendall(b"HTTP/1.1 500 Broken\r\nConnection: close\r\n\r\n")
-                return
-            if fault == "lose":
-                lost.set()
-            if fault != "hang":
-                upstream.sendall(data)
-
-    def _pump_back(
-        self, upstream: socket.socket, client: socket.socket, lost: threading.Event
-    ) -> None:
-        while data := _receive(upstream):
-            if lost.is_set():
-                break
-            with suppress(OSError):
-                client.sendall(data)
-        with suppress(OSError):
-            client.shutdown(socket.SHUT_RDWR)
-
-    def _fault_for(self, data: bytes) -> str:
-        line = data.partition(b"\r\n")[0]
-        words = next((words for words in self._faults if words in line), None)
-        return self._faults.pop(words) if words else ""
+        self._proxy.close()
 
 
-def _receive(sock: socket.socket) -> bytes:
-    with suppress(OSError):
-        return sock.recv(65536)
-    return b""
+def _dial() -> socket.socket:
+    upstream: socket.socket = Address.parse(address_from_environment()).dial(30)
+    upstream.settimeout(None)
+    return upstream
 
 
-def _line_server(path: str, serve: Callable[[socket.socket], None]) -> Any:
-    class Handler(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            serve(self.request)
-
-    class Server(socketserver.ThreadingUnixStreamServer):
-        daemon_threads = True
-
-    return Server(path, Handler)
+def _asks_for(words: str) -> Callable[[bytes], bool]:
+    """Are the words in the request's first line?"""
+    return lambda piece: words.encode() in piece.partition(b"\r\n")[0]
 
 
 @contextmanager
@@ -221,6 +170,26 @@ def reply(handler: BaseHTTPRequestHandler, status: int, body: Any, **headers: st
     handler.send_header("Content-Length", str(len(data)))
     for name, value in headers.items():
         handler.send_header(name.replace("_", "-"), value)
+    handler.end_headers()
+    if handler.command != "HEAD":
+        handler.wfile.write(data)
+
+
+def offer_another_processor(handler: BaseHTTPRequestHandler) -> None:
+    """A registry's answer: the image exists, for machines of another kind."""
+    kind = "application/vnd.docker.distribution.manifest"
+    elsewhere = {
+        "mediaType": f"{kind}.v2+json",
+        "size": 2,
+        "digest": f"sha256:{'0' * 64}",
+        "platform": {"architecture": "s390x", "os": "linux"},
+    }
+    listed = {"schemaVersion": 2, "mediaType": f"{kind}.list.v2+json", "manifests": [elsewhere]}
+    data = json.dumps(listed).encode()
+    handler.send_response(200)
+    handler.send_header("Content-Type", f"{kind}.list.v2+json")
+    handler.send_header("Content-Length", str(len(data)))
+    handler.send_header("Docker-Content-Digest", f"sha256:{hashlib.sha256(data).hexdigest()}")
     handler.end_headers()
     if handler.command != "HEAD":
         handler.wfile.write(data)

@@ -147,6 +147,7 @@ class FakeExecutor(Executor):
     def remove(self, execution: Execution) -> None:
         self.world.asked("remove", execution.name)
         self.world.executions.pop(execution.name, None)
+        self.world.barred.discard(execution.name)
 
     def discard(self, execution: Execution) -> bool:
         self.world.asked("discard", execution.name)
@@ -161,4 +162,4 @@ class FakeExecutor(Executor):
         return True
 
     def list_names(self, instance: str) -> list[str]:
-        return list(self.world.executions)
+        return [*self.world.executions, *self.world.barred]

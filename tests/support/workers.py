@@ -126,7 +126,9 @@ class Workers:
         self.state_dir = directory / "executions"
         self.runs = directory / "runs"
         self.started: list[WorkerProcess] = []
-        self.executors = {
+        self.under: list[str] = []
+        """The beginning of each worker's command line: a program that runs it."""
+        self.executors: dict[str, dict[str, Any]] = {
             "process": {
                 "class": "container_manager.executors.process.ProcessExecutor",
                 "options": {"state_dir": str(self.state_dir)},
@@ -142,10 +144,10 @@ class Workers:
             }
         }
 
-    def use_docker(self) -> None:
+    def use_docker(self, **options: Any) -> None:
         self.executors["docker"] = {
             "class": "container_manager.executors.docker.DockerExecutor",
-            "options": {},
+            "options": options,
         }
 
     def start(self, *arguments: str, delay: float | None = None, **settings: Any) -> WorkerProcess:
@@ -154,7 +156,10 @@ class Workers:
         command = ["run_worker"] if delay is None else []
         number = len(self.started) + 1
         worker = WorkerProcess(
-            [sys.executable, "-W", "ignore", *script, *command, "--name", f"w{number}", *arguments],
+            [
+                *(*self.under, sys.executable, "-W", "ignore", *script, *command),
+                *("--name", f"w{number}", *arguments),
+            ],
             self.environment(**settings),
             self.directory / f"worker-{number}.log",
         )
@@ -193,7 +198,7 @@ class Workers:
         if "process" in self.executors:
             found.append(ProcessExecutor(self.state_dir))
         if "docker" in self.executors:
-            found.append(DockerExecutor())
+            found.append(DockerExecutor(**self.executors["docker"]["options"]))
         return found
 
     def left_behind(self) -> list[str]:

@@ -166,7 +166,7 @@ def test_what_the_cap_left_out_is_counted_to_the_byte(recorder, worker):
 def test_a_log_is_written_while_the_job_runs_but_not_more_often_than_needed(worker):
     recorder = Recorder(worker, lambda: None, log_seconds=1000)
     lease = held_by(worker)
-    output = outputs(lease)
+    output = outputs(lease, cap=10**7)
     recorder.follow(output)
     recorder.flush()
     assert not JobLog.objects.exists()

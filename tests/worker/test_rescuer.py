@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
+from django.db import OperationalError, connection
 
 from container_manager import ids
 from container_manager.engines import Engines
@@ -113,6 +116,58 @@ def test_a_time_in_which_nobody_could_look_is_no_sign_of_anybodys_death(rescuer,
     watch(rescuer, clock, LEASE / 2)
     clock.now += LEASE
     assert rescuer.dead() == set()
+
+
+def test_looks_that_failed_are_no_looks(rescuer, clock):
+    """Row 10: the database is away for longer than a lease, and refuses everybody meanwhile."""
+    register()
+    rescuer.dead()
+    for _ in range(4):
+        clock.now += LEASE / 3
+        with broken_connection(), pytest.raises(OperationalError):
+            rescuer.dead()
+    clock.now += LEASE / 3
+    assert rescuer.dead() == set()
+
+
+def test_a_look_that_took_long_is_no_sign_of_anybodys_death(rescuer, clock):
+    """Row 9: the database answers at last, and nobody else could say anything meanwhile, either."""
+    register()
+    watch(rescuer, clock, LEASE / 2)
+    with slow_answers(clock, LEASE):
+        assert rescuer.dead() == set()
+    clock.now += LEASE / 3
+    assert rescuer.dead() == set()
+
+
+def test_also_an_observer_whose_every_look_is_late_finds_the_dead(rescuer, clock, me):
+    """Row 1, on a machine that has too much to do: nobody else is there to rescue."""
+    other, mine = register(), register("me", pk=me.worker_id)
+    for _ in range(12):
+        clock.now += LEASE * 0.6
+        beat(mine)
+        rescuer.dead()
+    assert rescuer.known_dead == {other.pk}
+
+
+@contextmanager
+def broken_connection():
+    def refuse(*_):
+        raise OperationalError("the database is away")
+
+    with connection.execute_wrapper(refuse):
+        yield
+
+
+@contextmanager
+def slow_answers(clock, seconds):
+    def wait(execute, *arguments):
+        answer = execute(*arguments)
+        clock.now += seconds
+        return answer
+
+    with connection.execute_wrapper(wait):
+        yield
 
 
 def test_nobody_takes_itself_for_dead(rescuer, clock, me):

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 
+from container_manager.engines import Engine
 from container_manager.executors.base import (
     Barred,
     Chunk,
@@ -18,6 +19,7 @@ from container_manager.executors.base import (
     LaunchFailed,
     Outcome,
 )
+from container_manager.executors.breaker import Breaker
 from container_manager.executors.inline import InlineExecutor
 from container_manager.models.leases import Lease
 from container_manager.states import Reason, StopKind
@@ -101,11 +103,12 @@ def world(monkeypatch):
 @pytest.fixture
 def new_run(recorder, world):
     runs = []
+    engine = Engine("fake", FakeExecutor(), Breaker(failures=10**9))
 
     def make(**changes):
         lease = a_lease(**changes)
         output = Output(lease, 10**6, {})
-        made = Run(lease, FakeExecutor(), "instance", recorder, output)
+        made = Run(lease, engine, "instance", recorder, output)
         runs.append(made)
         return made
 
@@ -292,6 +295,7 @@ def test_a_kill_ends_what_does_not_listen_to_a_cancel(new_run, ended, world):
 
 
 def test_a_weaker_stop_is_not_asked_after_a_stronger_one(new_run):
+    """Row 30: a timeout while it is being killed."""
     made = new_run()
     made.asked = StopKind.CANCEL
     assert not made.may_ask(StopKind.CANCEL)
@@ -300,6 +304,7 @@ def test_a_weaker_stop_is_not_asked_after_a_stronger_one(new_run):
 
 
 def test_a_stop_that_came_too_late_names_nothing(new_run, ended, world):
+    """Row 30: success at the deadline, when the end was first."""
     made = new_run()
     ending = ended(made)
     made.stop(StopKind.KILL)
@@ -332,6 +337,7 @@ def test_a_stop_before_the_start_starts_nothing(new_run, ended, world):
 def test_a_stop_between_creating_and_starting_removes_what_was_created(
     new_run, recorder, ended, world
 ):
+    """Row 30: a stop during the create."""
     made = new_run()
     step = recorder.step
 

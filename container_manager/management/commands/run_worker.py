@@ -8,7 +8,7 @@ import sys
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError
 from typing import Any
 
-from container_manager import conf, guarding
+from container_manager import conf, guarding, schema
 from container_manager.management.base import JobCommand, failed, wrong_usage
 from container_manager.management.children import obey_parent
 from container_manager.worker.loop import WorkerLoop
@@ -49,6 +49,8 @@ class Command(JobCommand):
             if alias not in known:
                 names = ", ".join(sorted(known)) or "none"
                 raise wrong_usage(f"--executor: {alias!r} is not one of {names}")
+        if differs := schema.problem("default"):
+            raise failed(differs)
         if guarding.is_down("default"):
             raise failed("the database is not guarded: run `manage.py migrate`, which installs it")
         loop = WorkerLoop(

@@ -1,94 +1,36 @@
 """Do the records agree? History against row, row against attempts, attempts against logs; and the
 counters against the rows.
-
-Every question is one statement that the database answers over all jobs at once, and one statement
-sees one moment: what workers write meanwhile cannot look like a contradiction. Nothing is changed.
-The names I1, I3 … are those of the invariants in docs/architecture.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
-from uuid import UUID
+from collections.abc import Iterator
 
 from django.db import connections, models
 from django.db.models import Count, Exists, F, OuterRef, Q, Subquery, Sum, Window
 from django.db.models.functions import Coalesce, Lag, Lead, Length
 
 from container_manager import db_guard
-from container_manager.models import ContainerJob, JobAttempt, JobLog, StateHistory
+from container_manager.consistency.asking import NOTE, Finding, Records, found, of_all, question
+from container_manager.models import JobAttempt, JobLog
 from container_manager.models.base import guarded_tables
 from container_manager.states import ENDED, JOB, Blame, JobStatus, Phase, Reason, Stream
 
-FINDING, NOTE = "finding", "note"
+# The guard and what it counts (I4, I17) -----------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One contradiction, or with level `note` something that a person may want to know."""
-
-    code: str
-    invariant: str
-    text: str
-    job_id: UUID | None = None
-    level: str = FINDING
-
-    def __str__(self) -> str:
-        about = f"job {self.job_id}: " if self.job_id else ""
-        return f"{self.level} {self.code}: {about}{self.text}"
+@of_all
+def the_guard_stands(records: Records) -> Iterator[Finding]:
+    """Every trigger and function is there as it was compiled."""
+    for line in db_guard.differences(connections[records.using], guarded_tables()):
+        yield found("guard", line)
 
 
-Question = Callable[["Records"], Iterator[Finding]]
-_questions: list[Question] = []
-
-
-def question(function: Question) -> Question:
-    """Ask this, too."""
-    _questions.append(function)
-    return function
-
-
-class Records:
-    """The rows that are compared: those of some jobs, or all."""
-
-    def __init__(self, using: str, job_ids: Sequence[UUID] | None = None) -> None:
-        self.using = using
-        self.jobs = ContainerJob.objects.using(using).order_by()
-        self.attempts = JobAttempt.objects.using(using).order_by()
-        self.logs = JobLog.objects.using(using).order_by()
-        self.history = StateHistory.objects.using(using).filter(entity_type="job").order_by()
-        if job_ids is not None:
-            self.jobs = self.jobs.filter(pk__in=job_ids)
-            self.attempts = self.attempts.filter(job__in=job_ids)
-            self.logs = self.logs.filter(job__in=job_ids)
-            self.history = self.history.filter(entity_id__in=job_ids)
-
-    def history_of_job(self) -> Any:
-        """The history of the job that the outer query looks at."""
-        rows = StateHistory.objects.using(self.using).filter(entity_type="job")
-        return rows.filter(entity_id=OuterRef("pk")).order_by()
-
-
-def findings(using: str = "default", job_ids: Sequence[UUID] | None = None) -> Iterator[Finding]:
-    """Every contradiction among the records of these jobs (all: guard and counters as well)."""
-    records = Records(using, job_ids)
-    if job_ids is None:
-        yield from _guard(using)
-        yield from _counters(using)
-    for ask in _questions:
-        yield from ask(records)
-
-
-def _guard(using: str) -> Iterator[Finding]:
-    for line in db_guard.differences(connections[using], guarded_tables()):
-        yield Finding("guard", "I4", line)
-
-
-def _counters(using: str) -> Iterator[Finding]:
-    for line in db_guard.miscounts(connections[using], guarded_tables()):
-        yield Finding("counter", "I17", line)
+@of_all
+def counters_are_what_the_rows_say(records: Records) -> Iterator[Finding]:
+    """How many jobs of each kind there are, and how long they took."""
+    for line in db_guard.miscounts(connections[records.using], guarded_tables()):
+        yield found("counter", line)
 
 
 # History against row (I1, I3, I4) -----------------------------------------------------------------
@@ -105,13 +47,13 @@ def history_is_whole(records: Records) -> Iterator[Finding]:
     ).filter(~Q(told=F("version")) | Q(latest__isnull=True) | ~Q(latest=F("status")))
     for pk, status, version, told, latest_state in jobs.values_list(
         "pk", "status", "version", "told", "latest"
-    ):
+    ).iterator():
         if told != version:
             text = f"is at version {version}, its history has {told} rows"
-            yield Finding("history_count", "I3", text, pk)
+            yield found("history_count", text, pk)
         if latest_state != status:
             text = f"is {status}, its history says {latest_state or 'nothing'} of version {version}"
-            yield Finding("history_state", "I4", text, pk)
+            yield found("history_state", text, pk)
 
 
 @question
@@ -129,23 +71,27 @@ def history_is_a_path(records: Records) -> Iterator[Finding]:
         | (~begins & (Q(old_state__isnull=True) | ~Q(old_state=F("before")) | ~legal))
         | Q(changed_at__lt=F("before_at"))
     )
-    for pk, version, old, new, previous, at, at_before in moves.filter(broken).values_list(
-        "entity_id", "version", "old_state", "new_state", "before", "changed_at", "before_at"
+    for pk, version, old, new, previous, at, at_before in (
+        moves.filter(broken)
+        .values_list(
+            "entity_id", "version", "old_state", "new_state", "before", "changed_at", "before_at"
+        )
+        .iterator()
     ):
         step = f"version {version} ({old} -> {new})"
         if old != previous:
             text = (
                 f"{step} does not begin where the history stood: {previous or 'at the beginning'}"
             )
-            yield Finding("history_gap", "I3", text, pk)
+            yield found("history_gap", text, pk)
         elif previous is None:
-            yield Finding("history_begin", "I3", f"{step} has no beginning before it", pk)
+            yield found("history_begin", f"{step} has no beginning before it", pk)
         elif not JOB.can_transition(previous, new):
             text = f"{step} is no move of the table of states"
-            yield Finding("history_edge", "I1", text, pk)
+            yield found("history_edge", text, pk)
         if at_before is not None and at < at_before:
             text = f"{step} is told to be earlier than the move before it"
-            yield Finding("history_time", "I3", text, pk)
+            yield found("history_time", text, pk)
 
 
 def _of_move_before(column: str) -> Window:
@@ -162,9 +108,9 @@ def attempts_are_held_by_running_jobs(records: Records) -> Iterator[Finding]:
     held = records.attempts.exclude(phase=Phase.DONE).filter(wrong)
     for pk, number, status, latest in held.values_list(
         "job", "attempt", "job__status", "job__attempt"
-    ):
+    ).iterator():
         text = f"is {status} at attempt {latest}, and attempt {number} is still held by a worker"
-        yield Finding("attempt_held", "I1", text, pk)
+        yield found("attempt_held", text, pk)
 
 
 @question
@@ -174,9 +120,9 @@ def running_jobs_without_a_worker(records: Records) -> Iterator[Finding]:
     alone = records.jobs.filter(status=JobStatus.RUNNING).exclude(
         Exists(held.exclude(phase=Phase.DONE))
     )
-    for pk in alone.values_list("pk", flat=True):
+    for pk in alone.values_list("pk", flat=True).iterator():
         text = "is running and no worker holds it: it belongs to nobody"
-        yield Finding("running_alone", "I10", text, pk, level=NOTE)
+        yield found("running_alone", text, pk, level=NOTE)
 
 
 @question
@@ -187,12 +133,12 @@ def starts_have_attempts(records: Records) -> Iterator[Finding]:
     lost = starts.exclude(
         Exists(rows.filter(job=OuterRef("entity_id"), attempt=OuterRef("attempt")))
     ).filter(entity_id__in=records.jobs.values("pk"))
-    for pk, number in lost.values_list("entity_id", "attempt"):
-        yield Finding("attempt_missing", "I5", f"attempt {number} was started and has no row", pk)
+    for pk, number in lost.values_list("entity_id", "attempt").iterator():
+        yield found("attempt_missing", f"attempt {number} was started and has no row", pk)
     early = records.attempts.filter(attempt__gt=F("job__attempt"))
-    for pk, number, latest in early.values_list("job", "attempt", "job__attempt"):
+    for pk, number, latest in early.values_list("job", "attempt", "job__attempt").iterator():
         text = f"has a row for attempt {number}, but was started {latest} times"
-        yield Finding("attempt_unknown", "I5", text, pk)
+        yield found("attempt_unknown", text, pk)
 
 
 @question
@@ -210,12 +156,14 @@ def retries_are_counted(records: Records) -> Iterator[Finding]:
     jobs = records.jobs.annotate(made=Coalesce(Subquery(made), 0)).filter(
         Q(retry_count__gt=F("max_retries")) | Q(made__gt=F("retry_count"))
     )
-    for pk, made_, counted, most in jobs.values_list("pk", "made", "retry_count", "max_retries"):
+    for pk, made_, counted, most in jobs.values_list(
+        "pk", "made", "retry_count", "max_retries"
+    ).iterator():
         if counted > most:
-            yield Finding("retries_exceeded", "I5", f"used {counted} of {most} retries", pk)
+            yield found("retries_exceeded", f"used {counted} of {most} retries", pk)
         if made_ > counted:
             text = f"was retried {made_} times by workers, and {counted} were counted"
-            yield Finding("retries_uncounted", "I5", text, pk)
+            yield found("retries_uncounted", text, pk)
 
 
 @question
@@ -224,9 +172,9 @@ def ended_attempts_have_evidence(records: Records) -> Iterator[Finding]:
     blank = records.attempts.filter(
         phase=Phase.DONE, exit_code__isnull=True, signal__isnull=True, reason=""
     )
-    for pk, number in blank.values_list("job", "attempt"):
+    for pk, number in blank.values_list("job", "attempt").iterator():
         text = f"attempt {number} ended without exit code, signal or reason"
-        yield Finding("attempt_evidence", "I7", text, pk)
+        yield found("attempt_evidence", text, pk)
 
 
 @question
@@ -244,11 +192,11 @@ def results_are_the_attempts(records: Records) -> Iterator[Finding]:
     differ = ended.exclude(same_code & Q(oom_killed=F("job__oom_killed")))
     for pk, number, of_job, of_attempt in differ.values_list(
         "job", "attempt", "job__exit_code", "exit_code"
-    ):
+    ).iterator():
         text = f"says exit code {of_job}, its attempt {number} says {of_attempt}"
         if of_job == of_attempt:
             text = f"and its attempt {number} differ about being out of memory"
-        yield Finding("result_differs", "I7", text, pk)
+        yield found("result_differs", text, pk)
 
 
 # Attempts against logs (I6) -----------------------------------------------------------------------
@@ -267,9 +215,9 @@ def chunks_do_not_overlap(records: Records) -> Iterator[Finding]:
     ).filter(end__gt=F("following"))
     for pk, number, stream, end, following in chunks.values_list(
         "job", "attempt", "stream", "end", "following"
-    ):
+    ).iterator():
         text = f"attempt {number}: {stream} is stored to byte {end} and again from {following}"
-        yield Finding("log_overlap", "I6", text, pk)
+        yield found("log_overlap", text, pk)
 
 
 @question
@@ -288,14 +236,16 @@ def ended_logs_are_whole(records: Records) -> Iterator[Finding]:
                 output_field=models.BigIntegerField(),
             ),
         )
-        for pk, number, kept, total, left_out in attempts.exclude(
-            kept=F(emitted) - F(omitted)
-        ).values_list("job", "attempt", "kept", emitted, omitted):
+        for pk, number, kept, total, left_out in (
+            attempts.exclude(kept=F(emitted) - F(omitted))
+            .values_list("job", "attempt", "kept", emitted, omitted)
+            .iterator()
+        ):
             text = (
                 f"attempt {number}: {total} bytes of {stream} were emitted, {left_out} left out"
                 f" by the cap, and {kept} are stored"
             )
-            yield Finding("log_incomplete", "I6", text, pk)
+            yield found("log_incomplete", text, pk)
 
 
 @question
@@ -305,6 +255,6 @@ def logs_have_attempts(records: Records) -> Iterator[Finding]:
     strays = records.logs.exclude(
         Exists(rows.filter(job=OuterRef("job"), attempt=OuterRef("attempt")))
     )
-    for pk, number in strays.values_list("job", "attempt").distinct():
+    for pk, number in strays.values_list("job", "attempt").distinct().iterator():
         text = f"there is output of attempt {number}, which has no row"
-        yield Finding("log_stray", "I6", text, pk)
+        yield found("log_stray", text, pk)

@@ -1,0 +1,35 @@
+"""A small run in a process of its own, on a database of its own; `make chaos` is the large one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.workers import ROOT
+
+pytestmark = pytest.mark.processes
+
+SMALL = ("--jobs", "300", "--workers", "4", "--lease", "3", "--fault-every", "0.7")
+LONGEST_SECONDS = 900
+
+
+def survives(*arguments: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.chaos", *SMALL, *arguments]
+    ran = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=LONGEST_SECONDS, check=False
+    )
+    print(ran.stdout, ran.stderr)
+    assert ran.returncode == 0, ran.stdout[-5_000:]
+
+
+@pytest.mark.sqlite
+def test_chaos_on_sqlite_loses_nothing_and_runs_nothing_twice():
+    survives("--on", "sqlite")
+
+
+@pytest.mark.postgres
+def test_chaos_on_postgresql_loses_nothing_and_runs_nothing_twice():
+    """Rows 1, 2, 7, 10, 14, 32, 37: all at once, as the seed has it."""
+    survives("--on", "postgres")

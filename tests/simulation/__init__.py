@@ -1,0 +1,1 @@
+"""A world in one thread: whole workers, their engine, people and faults, chosen by a seed."""
