@@ -30,7 +30,7 @@ WORKLOAD ?= drain
 ROUNDS ?= 5
 JOBS ?= 20000
 
-.PHONY: help install demo run migrate test test-sqlite test-postgres fuzz crash-sweep chaos bite lint format docs screenshots bench clean
+.PHONY: help install demo run migrate test test-sqlite test-postgres fuzz crash-sweep chaos bite simulate lint format docs screenshots bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -106,6 +106,9 @@ chaos: $(INSTALLED) ## random faults around many jobs (JOBS=10000 WORKERS=8 SEED
 
 bite: $(INSTALLED) ## do the tests bite? plants bugs, one at a time, and runs the tests
 	$(PY) -m tests.bite
+
+simulate: $(INSTALLED) ## whole simulated worlds, seed after seed (RUNS=200; SEED=… for these)
+	$(PY) -m tests.simulation --runs $(or $(RUNS),200) $(if $(filter command line,$(origin SEED)),--seed $(SEED))
 
 lint: $(INSTALLED) ## style, types, layers, migrations, deployment settings
 	$(VENV)/bin/ruff check .

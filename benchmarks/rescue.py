@@ -147,7 +147,7 @@ def _worker(given: Environment) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _manage(*arguments: str, given: Environment) -> str:
-    command = [sys.executable, "-m", "benchmarks.rescue", *arguments]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.rescue", *arguments]
     said = subprocess.run(command, env=given, cwd=ROOT, check=True, stdout=subprocess.PIPE)
     return said.stdout.decode()
 

@@ -38,7 +38,7 @@ def reached(point: str) -> None:
 
 def loaded(executor: T) -> T:
     """The executor that is used from now on: this one, or what was put around it."""
-    return executor if on_load is None else on_load(executor)  # type: ignore[no-any-return]
+    return executor if on_load is None else on_load(executor)
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,8 @@ def amend(job_id: UUID, changes: Mapping[str, Any], *, revision: str | None = No
     job.clean_fields(exclude={field.name for field in job._meta.fields} - set(changes))
     if not RUNS_WHERE.isdisjoint(changes):
         job.clean()
+    if "max_retries" in changes:
+        _refuse_fewer_than_used(job)
     job.save(update_fields=list(changes))
     if job.status == JobStatus.QUEUED:
         wake_workers(USING)
@@ -220,6 +222,13 @@ def amend(job_id: UUID, changes: Mapping[str, Any], *, revision: str | None = No
 
 RUNS_WHERE = {"image", "executor", "isolation"}
 """What `ContainerJob.clean` looks at together."""
+
+
+def _refuse_fewer_than_used(job: ContainerJob) -> None:
+    """No worker would ever claim it again, and it would wait in the queue for good."""
+    if job.max_retries < job.retry_count:
+        used = f"Must be at least {job.retry_count}: so many retries were used."
+        raise ValidationError({"max_retries": used})
 
 
 def _unmasked(job: ContainerJob, environment: Any) -> Any:

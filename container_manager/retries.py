@@ -28,7 +28,7 @@ class RetryPolicy:
     """
 
     strategy: str = "exponential"
-    base_seconds: float = 15.0
+    base_seconds: float = 20.0
     max_seconds: float = 600.0
     jitter: float = 0.8
     """Share of the wait that is random: 0.8 means 20 % to 180 %.
@@ -63,13 +63,13 @@ BUILT_IN: Mapping[str, RetryPolicy] = {
 
 
 class Chances:
-    """Numbers in [0, 1) that lie evenly, however many are taken: what fails together comes back apart.
+    """Numbers in [0, 1) that lie evenly, however many: what fails together comes back apart.
 
-    Steps of the golden ratio; of numbers drawn at random some seconds would get twice their share.
+    Steps of the golden ratio. Drawn at random, some seconds would get twice their share.
 
     >>> chances = Chances(0.0)
     >>> sorted(int(10 * chances.next()) for _ in range(10))
-    [0, 1, 2, 3, 4, 4, 5, 6, 7, 8]
+    [0, 0, 2, 3, 4, 5, 6, 7, 8, 9]
     """
 
     STEP = 0.6180339887498949

@@ -194,7 +194,7 @@ class Reason(Words):
     NOT_EXECUTABLE = "not_executable", "The command exists and cannot be executed."
     NOT_PERMITTED = "not_permitted", "The engine or its policy refused what the job asked for."
     LAUNCH_ERROR = "launch_error", "The engine could not create or start it."
-    EXECUTOR_UNAVAILABLE = "executor_unavailable", "Its engine went away, and with it what ran there."
+    EXECUTOR_UNAVAILABLE = "executor_unavailable", "Its engine went away and took it along."
     WORKER_LOST = "worker_lost", "Its worker died and it is proven absent from its engine."
     WORKER_STOPPED = "worker_stopped", "Its worker was shut down; it was stopped and queued again."
     DISK_FULL = "disk_full", "There was no space left to run it or to keep its output."

@@ -49,6 +49,15 @@ def test_later_only_its_name_and_labels_may_be_changed(job, status):
     assert (row.name, row.labels, row.priority) == ("new", {"a": "b"}, 50)
 
 
+@pytest.mark.parametrize("status", WAITING)
+def test_max_retries_cannot_fall_below_what_was_used(job, status):
+    """Such a job would wait in the queue for good: nobody claims it."""
+    one = job(status=status, retry_count=2, max_retries=3)
+    with pytest.raises(ValidationError, match="at least 2: so many retries were used"):
+        lifecycle.amend(one.pk, {"max_retries": 1})
+    assert lifecycle.amend(one.pk, {"max_retries": 2}).max_retries == 2
+
+
 def test_a_change_moves_nothing_and_changes_the_revision(job):
     one = job(status="queued")
     before = (one.revision, path_of(one))

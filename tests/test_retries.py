@@ -135,6 +135,7 @@ def test_a_stopped_worker_gives_its_jobs_back_at_once_and_without_limit():
 
 def test_the_first_rule_that_speaks_of_the_end_decides():
     policy = RetryPolicy(
+        base_seconds=10,
         jitter=0,
         rules=(
             {"on_exit_codes": [2, 3], "action": "fail"},

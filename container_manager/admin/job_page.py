@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from django.urls import reverse
 
@@ -38,7 +39,7 @@ DONE = {
 def possible(job: ContainerJob, verb: Verb) -> bool:
     """Does the job's state allow it, and was it not asked for already?"""
     if verb == Verb.ABANDON:
-        return job.status == JobStatus.RUNNING and bool(lifecycle.abandonable([job.pk]))
+        return job.status == JobStatus.RUNNING and bool(able([job], verb))
     if verb == Verb.QUEUE:
         return job.status in lifecycle.QUEUEABLE and job.status not in lifecycle.RETRYABLE
     if verb == Verb.RETRY:
@@ -47,6 +48,13 @@ def possible(job: ContainerJob, verb: Verb) -> bool:
         return job.can_transition_to(JobStatus.KILLED) and job.kill_requested_at is None
     asked = job.kill_requested_at or job.cancel_requested_at
     return job.can_transition_to(JobStatus.CANCELLED) and asked is None
+
+
+def able(jobs: Sequence[ContainerJob], verb: Verb) -> set[UUID]:
+    """Those of these jobs for which it is possible, asked about together."""
+    if verb == Verb.ABANDON:
+        return lifecycle.abandonable([job.pk for job in jobs])
+    return {job.pk for job in jobs if possible(job, verb)}
 
 
 def buttons(job: ContainerJob, user: Any) -> list[dict[str, Any]]:

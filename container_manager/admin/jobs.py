@@ -394,10 +394,9 @@ class JobAdmin(OperatorAdmin):
     def _ask(
         self, request: HttpRequest, verb: Verb, pks: Sequence[UUID], given: Mapping[str, str]
     ) -> HttpResponse:
-        able: list[ContainerJob] = []
-        others: list[ContainerJob] = []
-        for job in ContainerJob.objects.filter(pk__in=pks).defer(*NOT_LISTED):
-            (able if job_page.possible(job, verb) else others).append(job)
+        jobs = list(ContainerJob.objects.filter(pk__in=pks).defer(*NOT_LISTED))
+        possible = job_page.able(jobs, verb)
+        able = [job for job in jobs if job.pk in possible]
         return self.page(
             request,
             "confirm.html",
@@ -406,7 +405,7 @@ class JobAdmin(OperatorAdmin):
             dangerous=verb in job_page.DANGEROUS,
             able=able,
             ids=",".join(str(job.pk) for job in able),
-            others=others,
+            others=[job for job in jobs if job.pk not in possible],
             back=given.get("back", ""),
             listed=given.get("listed", ""),
             way_back=self._way_back(given, pks),

@@ -81,8 +81,8 @@ class ProcessExecutor(Executor):
 
     `state_dir`: where executions are kept, private to this user; all workers of a machine that
     shall find each other's jobs share it. `max_output_bytes`: a job that writes more, both streams
-    together, is ended with `output_limit`; None for no limit. `durable`: output and evidence survive
-    a power failure, too, at the price of an fsync for each; without it an end that was not
+    together, is ended with `output_limit`; None for no limit. `durable`: output and evidence
+    survive a power failure, too, at the price of an fsync for each; without it an end that was not
     collected before is found lost. `idle_supervisors`: how many are kept for the next jobs.
     """
 

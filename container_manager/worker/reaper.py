@@ -2,9 +2,9 @@
 
 From time to time each engine that answers is asked, beside the worker's main thread, for all that
 it has of this installation; then the records are asked about those names. The engine is read
-first: what the records say to be over for a minute was over when the engine was read.
+first: what the records say to be over for half a minute was over when the engine was read.
 
-- Of an attempt that has been over for a minute (a barred name: an hour longer) nothing may be
+- Of an attempt that has been over for half a minute (a barred name: an hour longer) nothing may be
   there. It is ended and removed, also where the attempt already says `cleaned_up`; what could not
   be removed is met again the next time.
 - What belongs to an active attempt is left alone.
@@ -38,8 +38,8 @@ BATCH = 500
 class Reaper:
     """Compares what the engines have with what the records say."""
 
-    EVERY_SECONDS = 30.0
-    AFTER = timedelta(seconds=60)
+    EVERY_SECONDS = 15.0
+    AFTER = timedelta(seconds=30)
     BARRED_FOR = BARRED_FOR
 
     def __init__(self, engines: Engines, instance: str, sweeper: Sweeper) -> None:

@@ -16,6 +16,7 @@ from container_manager.admin import jobs
 from container_manager.models import ContainerJob, StateHistory
 from container_manager.states import JobStatus, StopKind
 from tests.admin.conftest import LIST, page_of, url
+from tests.consistency.planting import a_living_worker
 from tests.factories import AttemptFactory, JobFactory
 
 Job = Callable[..., ContainerJob]
@@ -73,7 +74,7 @@ def test_the_history_names_the_person(operator: Client, job: Job) -> None:
 
 
 def test_a_button_that_was_pressed_is_not_there_any_more(operator: Client) -> None:
-    one = AttemptFactory().job
+    one = AttemptFactory(worker_id=a_living_worker().pk).job
     post(operator, "cancel", one)
     answer = operator.get(page_of(one))
     assert [each["verb"] for each in answer.context["buttons"]] == ["kill"]

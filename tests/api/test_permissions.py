@@ -70,6 +70,7 @@ OF_A_JOB = {
     ("POST", "cancel/"): 200,
     ("POST", "kill/"): 200,
     ("POST", "retry/"): 409,
+    ("POST", "abandon/"): 409,
     ("GET", "history/"): 200,
     ("GET", "attempts/"): 200,
     ("GET", "explain/"): 200,
@@ -133,9 +134,11 @@ def test_the_job_of_another_is_not_there(method, below):
 @EVERY_CALL
 def test_the_owner_and_an_operator_get_what_they_ask_for(method, below):
     ada = a_person()
+    only_for_operators = below == "abandon/"
     for person in (ada, an_operator()):
         job = JobFactory(created_by=ada)
-        assert call(Api(person), method, below, job.pk).status_code == OF_A_JOB[method, below]
+        expected = 403 if person is ada and only_for_operators else OF_A_JOB[method, below]
+        assert call(Api(person), method, below, job.pk).status_code == expected
 
 
 @EVERY_CALL

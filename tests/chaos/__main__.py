@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     again = (
         f"python -m tests.chaos --on {given.on} --jobs {given.jobs} --workers {given.workers}"
         f" --lease {given.lease:g} --docker-share {given.docker_share:g}"
-        f" --fault-every {given.fault_every:g} --seed {given.seed}"
+        f" --fault-every {given.fault_every:g} --reap-every {given.reap_every:g}"
+        f" --seed {given.seed}"
     )
     print(f"chaos: {again}", flush=True)
     directory = Path(tempfile.mkdtemp(prefix="cm-chaos-"))
@@ -78,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         "--docker-share", type=float, default=0.05, help="jobs in containers, if an engine answers"
     )
     parser.add_argument("--fault-every", type=float, default=1.5, help="seconds, on average")
+    parser.add_argument(
+        "--reap-every", type=float, default=0.0, help="seconds; 0: as workers do by themselves"
+    )
     parser.add_argument("--json", type=Path, help="default: var/chaos/<on>-<seed>.json")
     parser.add_argument("--keep", action="store_true", help="keep the directory of the run")
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -30,20 +31,32 @@ class Hand:
     process: WorkerProcess
     may_end: bool = False
     is_paused: bool = False
+    _has_started: bool = False
 
     @property
     def has_started(self) -> bool:
-        return ": started," in self.process.said
+        self._has_started = self._has_started or ": started," in self.process.said
+        return self._has_started
+
+    @property
+    def is_at_work(self) -> bool:
+        busy = not (self.may_end or self.is_paused or self.process.has_ended)
+        return busy and self.has_started
 
 
 class Crew:
     """Replaces whoever has ended; faults come from outside, through the methods of this class."""
 
-    def __init__(self, workers: Workers, size: int, concurrency: int, lease: float) -> None:
+    def __init__(
+        self, workers: Workers, size: int, concurrency: int, lease: float, reap_every: float
+    ) -> None:
+        """`reap_every`: seconds, 0 for what workers do by themselves."""
         self._workers = workers
         self._size = size
-        self._arguments = ("--concurrency", str(concurrency))
-        self._settings = {"LEASE_SECONDS": lease, "MAX_INFRA_RETRIES": 1000}
+        hasty = ["-m", "tests.chaos.hasty_worker", str(reap_every)]
+        script = hasty if reap_every else ["manage.py", "run_worker"]
+        self._command = [sys.executable, "-W", "ignore", *script, "--concurrency", str(concurrency)]
+        self._environment = workers.environment(LEASE_SECONDS=lease, MAX_INFRA_RETRIES=1000)
         self.lease = lease
         self.hands: list[Hand] = []
         self.blows: dict[str, list[Blow]] = {}
@@ -53,21 +66,26 @@ class Crew:
 
     @property
     def at_work(self) -> list[Hand]:
-        return [
-            hand
-            for hand in self.hands
-            if not (hand.may_end or hand.is_paused or hand.process.has_ended)
-        ]
+        return [hand for hand in self.hands if hand.is_at_work]
+
+    @property
+    def can_take_more(self) -> bool:
+        """At least half of them work: where a start takes long, jobs must get on all the same."""
+        return 2 * len(self.at_work) >= self._size
 
     def fill(self, most: int | None = None) -> None:
         """As many as are missing, or `most` of them, are started."""
         self._bury()
         missing = self._size - len(self.hands)
         for _ in range(missing if most is None else min(most, missing)):
-            name = f"w{len(self._workers.started) + 1}"
-            self.blows[name] = []
-            process = self._workers.start(*self._arguments, **self._settings)
-            self.hands.append(Hand(name, process))
+            self._start(len(self._workers.started) + 1)
+
+    def _start(self, number: int) -> None:
+        log = self._workers.directory / f"worker-{number}.log"
+        process = WorkerProcess([*self._command, "--name", f"w{number}"], self._environment, log)
+        self._workers.started.append(process)
+        self.hands.append(Hand(f"w{number}", process))
+        self.blows[f"w{number}"] = []
 
     def _bury(self) -> None:
         for hand in [hand for hand in self.hands if hand.process.has_ended]:

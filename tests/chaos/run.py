@@ -50,7 +50,7 @@ def _run(given: argparse.Namespace, database: Database, workers: Workers) -> dic
     if share:
         workers.use_docker()
         events.start()
-    crew = Crew(workers, given.workers, given.concurrency, given.lease)
+    crew = Crew(workers, given.workers, given.concurrency, given.lease, given.reap_every)
     plans = jobs.plans(random.Random(f"jobs {given.seed}"), given.jobs, share)
     submitter = Submitter(random.Random(f"submissions {given.seed}"), plans, directory)
     stopper = Stopper(random.Random(f"requests {given.seed}"), submitter)

@@ -11,12 +11,13 @@ from tests.support.workers import ROOT
 
 pytestmark = pytest.mark.processes
 
-SMALL = ("--jobs", "300", "--workers", "4", "--lease", "3", "--fault-every", "0.7")
+SMALL = ("--jobs", "300", "--workers", "4", "--lease", "3")
+HASTY = ("--fault-every", "0.7", "--reap-every", "2")
 LONGEST_SECONDS = 900
 
 
 def survives(*arguments: str) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.chaos", *SMALL, *arguments]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.chaos", *SMALL, *HASTY, *arguments]
     ran = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=LONGEST_SECONDS, check=False
     )

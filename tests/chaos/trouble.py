@@ -85,14 +85,15 @@ class Trouble:
     # Workers
 
     def _with_one(self, act: Callable[[Hand], object]) -> None:
-        if hands := self._crew.at_work:
-            act(self._chance.choice(hands))
+        if self._crew.can_take_more:
+            act(self._chance.choice(self._crew.at_work))
 
     def _kill(self, hand: Hand) -> None:
         self._crew.kill(hand)
 
     def _kill_all(self) -> None:
-        self._crew.kill_all()
+        if self._crew.can_take_more:
+            self._crew.kill_all()
 
     def _drain(self, hand: Hand) -> None:
         self._crew.drain(hand)

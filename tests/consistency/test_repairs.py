@@ -25,7 +25,7 @@ NOTES = {"running_alone", "attempt_orphaned", "engine_not_looked_at", "execution
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liveness, "MOST_EXPIRED_KEYS", 5)
-    monkeypatch.setattr(liveness, "MOST_CHANGES", 5)
+    monkeypatch.setattr(liveness, "MOST_CHANGES", 40)
 
 
 def rows() -> list[Any]:

@@ -27,11 +27,12 @@ from tests.services import postgres
 
 DATABASES = ("sqlite", "postgres")
 EXECUTORS = ("process", "docker")
+OURS = "CONTAINER_MANAGER_"
 
 
 @contextmanager
 def database(name: str, directory: Path) -> Iterator[str]:
-    """DATABASE_URL of an SQLite file, or of the PostgreSQL of the environment, else of a new one."""
+    """DATABASE_URL of an SQLite file, or of the PostgreSQL that is there, else of a new one."""
     given = os.environ.get("DATABASE_URL", "")
     if name == "sqlite":
         yield f"sqlite:///{directory / 'sweep.sqlite3'}"
@@ -49,11 +50,7 @@ def sweep_on(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         results = directory / "results.json"
         with database(name, directory) as url:
             environment = {
-                **{
-                    key: value
-                    for key, value in os.environ.items()
-                    if "CONTAINER_MANAGER_" not in key
-                },
+                **{key: os.environ[key] for key in os.environ if not key.startswith(OURS)},
                 "DATABASE_URL": url,
                 "DATABASE_POOL": "off",
                 "DEBUG": "on",
@@ -61,8 +58,20 @@ def sweep_on(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             }
             wanted = {**vars(options), "directory": path, "results": str(results)}
             command = [sys.executable, "-W", "ignore", "-m", "tests.crash.sweep"]
-            subprocess.run([*command, json.dumps(wanted)], env=environment, check=True)
+            _run([*command, json.dumps(wanted)], environment)
         return [{**result, "database": name} for result in json.loads(results.read_text())]
+
+
+def _run(command: list[str], environment: dict[str, str]) -> None:
+    """After Ctrl-C, too, it ends what it started."""
+    process = subprocess.Popen(command, env=environment)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+    if code:
+        raise SystemExit(code)
 
 
 def read_options() -> argparse.Namespace:
@@ -75,10 +84,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--on", action="append", choices=DATABASES, help="only this database")
     parser.add_argument("--executor", action="append", choices=EXECUTORS, help="only this one")
     parser.add_argument("--point", action="append", default=[], help="only this case")
-    parser.add_argument("--parallel", type=int, default=8, help="cases at once (8)")
-    parser.add_argument(
-        "--small", action="store_true", help="each point once, a spread of the rest"
-    )
+    parser.add_argument("--parallel", type=int, default=12, help="cases at once (12)")
+    parser.add_argument("--small", action="store_true", help="each point once and some of the rest")
     parser.add_argument("--table", type=Path, help="write the table as Markdown to this file")
     options = parser.parse_args()
     options.on = options.on or list(DATABASES)

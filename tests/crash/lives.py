@@ -56,7 +56,7 @@ _STUBBORN = "trap '' TERM; echo 'out 1'; exec sleep 300"
 
 LIVES = {
     "done": Life(SPEAK, JobStatus.COMPLETED, 0),
-    "long": Life(f"{SPEAK.replace('0.1', '1')}", JobStatus.COMPLETED, 0),
+    "long": Life(SPEAK.replace("0.1", "1.5"), JobStatus.COMPLETED, 0),
     "retried": Life(f"{SPEAK}; exit 3", JobStatus.FAILED, 3, runs=2, wanted={"max_retries": 1}),
     "killed": Life(_STUBBORN, JobStatus.KILLED, 137, runs=0, stop=StopKind.KILL),
     "cancelled": Life(_STUBBORN, JobStatus.CANCELLED, 137, runs=0, stop=StopKind.CANCEL),

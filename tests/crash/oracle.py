@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from container_manager.models import ContainerJob, JobAttempt, JobLog
-from container_manager.states import Phase, Reason, Stream
+from container_manager.models import ContainerJob, JobAttempt, JobLog, StateHistory
+from container_manager.states import JobStatus, Phase, Reason, Stream
 from tests.crash.evidence import Evidence
 from tests.crash.lives import STDERR, STDOUT, Life
 from tests.support.running import processes_of
@@ -24,6 +24,7 @@ def violations(life: Life, evidence: Evidence, crashes: int) -> list[str]:
         *(each for attempt in attempts for each in _of_one(attempt, life, evidence)),
         *(f"ran while another attempt still lived: {each}" for each in evidence.overlaps),
         *_of_the_policy(job, attempts),
+        *_of_the_holders(job, attempts),
         *contradictions(),
         *(f"process {pid} still lives" for pid in processes_of(job)),
     ]
@@ -89,3 +90,12 @@ def _of_the_policy(job: ContainerJob, attempts: list[JobAttempt]) -> Iterator[st
     if (job.retry_count, job.infra_retry_count) != (retries, infra):
         told = (job.retry_count, job.infra_retry_count)
         yield f"counts {told} retries of its own and of the machinery, not {(retries, infra)}"
+
+
+def _of_the_holders(job: ContainerJob, attempts: list[JobAttempt]) -> Iterator[str]:
+    """Who held it last told its end: whoever held it before writes nothing any more."""
+    holders = {each.attempt: f"worker:{each.worker_name}" for each in attempts}
+    ends = StateHistory.objects.filter(entity_id=job.pk, old_state=JobStatus.RUNNING)
+    for number, actor in ends.values_list("attempt", "actor"):
+        if actor != holders[number]:
+            yield f"the end of attempt {number} was told by {actor}, held by {holders[number]}"

@@ -34,10 +34,14 @@ RESCUING = ("A1", "A2")
 PAUSABLE = tuple(
     point for point in POINTS if point not in (*SUBMITTING, *RESCUING, "U3", "U4", "R2")
 )
-CHAINS = ("R5+U2+X3", "R4+C3+R3", "U1+A1+A2")
+CHAINS = ("U2+U2+X3", "R4+C3+R3", "U1+A1+A2")
 """Several workers in a row, each killed where it stands."""
 
-LIFE_AT = {**dict.fromkeys(STOPPING, "killed"), "T1": "retried", "R2": "pulled", "U4": "long"}
+LIFE_AT = {
+    **dict.fromkeys(STOPPING, "killed"),
+    **dict.fromkeys(("R5", "U1", "U2", "U4"), "long"),  # the job must go on meanwhile
+    **{"T1": "retried", "R2": "pulled"},
+}
 ONLY_ON = {"R2": "docker"}
 """What is pulled is an image."""
 

@@ -8,7 +8,6 @@ import signal
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from django.conf import settings as django_settings
 from django.db import connections
 
 from container_manager import conf, crashes, faults, lifecycle
-from container_manager.management.commands.run_worker import _drain_on_signals
+from container_manager.management.commands.run_worker import drain_on_signals
 from container_manager.models import ContainerJob, JobAttempt
 from container_manager.states import Phase
 from container_manager.worker import loop as worker_loop
@@ -158,10 +157,8 @@ class Stage:
     # Workers
 
     def _start(self, name: str, moment: str = "", *, until_idle: bool = False) -> Child:
-        counts = self.directory / "counts"
-        worker = self._fork(
-            lambda: _work(self.case.executor, name, moment, until_idle, counts), name
-        )
+        counts = self.directory / "counts" if until_idle else None
+        worker = self._fork(lambda: _work(self.case.executor, name, moment, counts), name)
         self.workers.append(worker)
         return worker
 
@@ -252,17 +249,17 @@ def _is_taken_over() -> bool:
     )
 
 
-def _work(executor: str, name: str, moment: str, until_idle: bool, counts: Path) -> int:
-    """The life of one worker: what the command does, after the fork."""
+def _work(executor: str, name: str, moment: str, counts: Path | None) -> int:
+    """The life of one worker: what the command does. `counts`: until idle, and then write them."""
     armed = crashes.arm(moment)
     if moment in ("U3", "U4"):
         _only_while_a_job_runs(armed)
     worker = worker_loop.WorkerLoop(
-        concurrency=2, executors=[executor], name=name, until_idle=until_idle
+        concurrency=2, executors=[executor], name=name, until_idle=counts is not None
     )
-    _drain_on_signals(worker)
+    drain_on_signals(worker)
     code = worker.run()
-    if until_idle:
+    if counts is not None:
         counts.write_text(json.dumps(armed.counts))
     return code
 

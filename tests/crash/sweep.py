@@ -34,12 +34,14 @@ def cases(sweep: Driver, executor: str, wanted: dict[str, Any]) -> Iterator[Case
     fixed = [*points.named(executor), *points.further(executor)]
     yield from (case for case in fixed if not only or case.point in only)
     for life in NUMBERED_LIVES:
-        if not only or any(map(is_counted, only)):
+        if not only or any(is_counted(point, life) for point in only):
             yield from numbered(sweep, executor, life, only)
 
 
-def is_counted(point: str) -> bool:
-    return point.partition(":")[0] in points.COUNTED
+def is_counted(point: str, life: str) -> bool:
+    """Does `sql:17` or `sql:17/killed` lie in that life?"""
+    moment, _, of_life = point.partition("/")
+    return moment.partition(":")[0] in points.COUNTED and (of_life or "done") == life
 
 
 def numbered(sweep: Driver, executor: str, life: str, only: set[str]) -> Iterator[Case]:

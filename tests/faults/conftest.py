@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import machine_faults
 from tests.support.loops import configured, world
 from tests.support.postgres_server import PostgresServer, WorkersAt, postgres_server
 from tests.support.workers import Workers, some_workers
@@ -16,6 +17,14 @@ from tests.support.workers import Workers, some_workers
 __all__ = ["configured", "world"]
 
 _numbers = count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs a tool that is missing here is left out."""
+    for item in items:
+        for tool in machine_faults.TOOLS:
+            if item.get_closest_marker(tool) and (why := machine_faults.why_not(tool)):
+                item.add_marker(pytest.mark.skip(reason=why))
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -10,7 +10,7 @@ import pytest
 from container_manager.models import ContainerJob, JobAttempt, Worker
 from container_manager.worker.rescuer import Rescuer
 from tests.support.fleet import worker_row
-from tests.support.machine_faults import FakeClock, needs
+from tests.support.machine_faults import FakeClock
 from tests.support.running import queue_job, stdout
 from tests.support.spine import contradictions
 from tests.support.workers import WorkerProcess, Workers, settled, wait_for, wait_until
@@ -49,7 +49,7 @@ def by_w2() -> Any:
 
 @pytest.mark.postgres  # on SQLite there is one machine, and so one clock
 @pytest.mark.processes
-@needs("faketime")
+@pytest.mark.faketime
 @pytest.mark.parametrize("wrong_by", [HOUR, -HOUR], ids=["ahead", "behind"])
 def test_a_worker_whose_clock_is_wrong_adopts_nothing_early_and_times_nothing_out(
     workers: Workers, gate: Path, tmp_path: Path, wrong_by: int
@@ -73,7 +73,7 @@ def test_a_worker_whose_clock_is_wrong_adopts_nothing_early_and_times_nothing_ou
 
 
 @pytest.mark.processes
-@needs("faketime")
+@pytest.mark.faketime
 def test_a_clock_that_jumps_ends_no_job_early_and_none_late(
     workers: Workers, gate: Path, tmp_path: Path
 ) -> None:

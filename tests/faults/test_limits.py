@@ -15,7 +15,7 @@ from container_manager.states import StopKind
 from tests.executors.contract import a_number_like_no_other, processes_with
 from tests.support.neighbours import PATIENCE, beside_innocents, told
 from tests.support.running import DOCKER_MARKS, attempt_of, lives, queue_job, stderr, stdout
-from tests.support.spine import path_of
+from tests.support.spine import contradictions, path_of
 from tests.support.workers import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True)]
@@ -60,19 +60,22 @@ def test_containers_meet_their_limits_and_the_neighbours_do_not_notice(workers):
 
 
 @in_docker
-def test_a_kill_that_comes_after_the_memory_ran_out_is_not_told_as_a_kill(workers):
-    """Row 24: the worker hears of both at once; 137 was the kernel's doing."""
-    with beside_innocents(workers, "docker") as around:
-        job = queue_job("docker", f"echo ready; sleep 1; exec sh -c '{GREEDY}'", memory_limit_mb=32)
-        wait_until(lambda: stdout(job) == b"ready\n", "the job to print", PATIENCE)
-        around.worker.pause()
-        wait_until(lambda: not lives(job), "the kernel", PATIENCE)
-        lifecycle.stop([job.pk], StopKind.KILL)
-        around.worker.go_on()
+def test_a_kill_that_comes_together_with_the_end_of_memory_is_not_told_as_a_kill(workers):
+    """Row 24: the worker that adopts it finds both; 137 was the kernel's doing."""
+    workers.use_docker()
+    job = queue_job("docker", f"echo ready; sleep 1; exec sh -c '{GREEDY}'", memory_limit_mb=32)
+    first = workers.start()
+    wait_until(lambda: stdout(job) == b"ready\n", "the job to print", PATIENCE)
+    first.kill()
+    wait_until(lambda: not lives(job), "the kernel", PATIENCE)
+    lifecycle.stop([job.pk], StopKind.KILL)
+    workers.start()
 
-        assert told(job) == ("failed", "oom", 137)
-        assert attempt_of(job).oom_killed
-        assert path_of(job) == ["queued", "running", "failed"]
+    assert told(job) == ("failed", "oom", 137)
+    assert attempt_of(job).oom_killed
+    assert path_of(job) == ["queued", "running", "failed"]
+    wait_until(lambda: not workers.left_behind(), "the remains to be removed", PATIENCE)
+    assert contradictions() == []
 
 
 def test_local_jobs_that_take_what_they_can_get_end_alone(workers):

@@ -19,10 +19,11 @@ from django.utils import timezone
 
 from container_manager import lifecycle
 from container_manager.exceptions import InvalidTransition, MoveRefused
+from container_manager.executors.base import Outcome
 from container_manager.lifecycle import Stopped
 from container_manager.models import ContainerJob, JobAttempt, JobLog
 from container_manager.models.outcomes import LogChunk, Progress
-from container_manager.states import JobStatus, StopKind
+from container_manager.states import JobStatus, Reason, StopKind
 from tests.support.spine import (
     ENGINE,
     a_worker,
@@ -40,6 +41,7 @@ from tests.support.spine import (
 pytestmark = pytest.mark.django_db(transaction=True)
 
 RACES = int(os.environ.get("RACES", "8"))
+alone = pytest.mark.django_db
 KINDS = (StopKind.KILL, StopKind.CANCEL)
 
 
@@ -81,6 +83,7 @@ def orphans():
     return lifecycle.orphans((), [ENGINE], 100)
 
 
+@alone
 def test_of_two_rescuers_the_slow_one_gets_nothing_and_can_write_nothing():
     """It read, was stopped, and goes on when the quick one is long done."""
     gone, quick, slow = a_worker("gone"), a_worker("quick"), a_worker("slow")
@@ -199,7 +202,7 @@ def halted_at(point, act):
 @pytest.mark.parametrize("retries", [0, 1])
 @pytest.mark.postgres
 def test_a_stop_that_comes_while_an_end_is_being_written_waits_for_it(kind, retries):
-    """The end has moved the job, and not yet decided on its retry (T1); on SQLite it has the file."""
+    """The end moved the job, and did not decide on its retry yet (T1). SQLite locks the file."""
     worker = a_worker()
     lease = held_by(worker, max_retries=retries)
     end = partial(lifecycle.finish, worker, [ending(lease, 1)])
@@ -248,14 +251,12 @@ ENDS = {
 }
 
 
+@alone
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("order", ORDERS)
 def test_whatever_the_order_of_stop_and_end_the_job_says_what_happened_and_runs_no_more(
     order, kind
 ):
-    from container_manager.executors.base import Outcome
-    from container_manager.states import Reason
-
     worker = a_worker()
     lease = held_by(worker, max_retries=3)
     steps = ORDERS[order]
@@ -403,7 +404,8 @@ def busiest_second(moments):
     return most
 
 
-@pytest.mark.parametrize("batch", [1000, 100, 7])
+@alone
+@pytest.mark.parametrize("batch", [1000, 7])
 def test_of_a_thousand_jobs_that_fail_in_one_second_few_come_back_in_any_one(batch):
     """At most 5 % with the default policy, in whatever batches the ends were written.
 

@@ -266,6 +266,7 @@ def test_a_removal_that_failed_is_tried_again(ground: Ground, tmp_path: Path) ->
     """Row 41: `rm -f` fails once."""
     line = FaultyLine(tmp_path)
     executor = DockerExecutor(base_url=line.url)
+    ground.engine.executor.close()  # type: ignore[attr-defined]
     ground.engine.executor = executor
     name = ground.start(over(ground))
     try:
@@ -342,10 +343,10 @@ def test_a_worker_looks_again_and_again_not_only_at_its_start(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Reaper, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(Reaper, "AFTER", timedelta(seconds=2))
     with working(queues=["another"]):
         for _ in range(3):
             job = lived("running", "completed")
-            job.attempts.update(updated_at=timezone.now() - HOUR)
             name = on_engine(world, job)
             wait_until(lambda name=name: name not in world.executions, "the remains to go")
             wait_until(lambda job=job: job.attempts.get().cleaned_up, "that to be noted")

@@ -9,7 +9,6 @@ import pytest
 from container_manager import lifecycle
 from container_manager.lifecycle import Stopped
 from container_manager.models import ContainerJob, JobAttempt, StateHistory, Worker
-from container_manager.models.attempt import attempt_name
 from container_manager.states import StopKind
 from tests.factories import JobFactory
 from tests.support import docker_engine
@@ -100,26 +99,37 @@ def test_what_a_killed_worker_ran_is_adopted_and_nothing_of_it_is_lost(workers, 
     assert job.attempts.count() == 1
 
 
-def test_what_runs_through_three_killed_workers_completes_as_one_and_with_its_whole_log(
+UNTIL_TOLD = (
+    "trap over=1 USR1; i=0; while [ -z $over ]; do"
+    " i=$((i+1)); echo line $i; echo err $i >&2; sleep 0.1; done; echo $i lines"
+)
+
+
+@ONLY_DOCKER
+def test_a_container_that_runs_through_three_killed_workers_completes_with_its_whole_log(
     workers, kind
 ):
-    """Row 1: kill -9 three times in a row."""
-    job = counting(kind, 60)
+    """Row 1: kill -9 three times in a row; one container from its start to its end."""
+    job = queue_job(kind, UNTIL_TOLD)
     workers.start()
     all_print([job])
-    before = executions([job])
+    ((name, container),) = workers.container_ids().items()
     for killed in range(3):
         told = len(stdout(job))
         workers.started[-1].kill()
         workers.start()
         wait_until(lambda epoch=killed + 2: attempt_of(job).lease_epoch == epoch, "its adoption")
         wait_until(lambda told=told: len(stdout(job)) > told, "it to be followed")
-        if kind == "docker":
-            assert workers.container_ids() == {attempt_name(job.pk, 1): before[job.pk]}
+        assert workers.container_ids() == {name: container}
+    with docker_engine.engine() as http:
+        assert http.call("POST", f"/containers/{container}/kill", {"signal": "USR1"}).ok
     job = settled(job)
     assert path_of(job) == ["queued", "running", "completed"]
-    assert (job.attempt, executions([job])) == (1, before)
-    assert_log_is_whole(job, 60)
+    assert (job.attempt, attempt_of(job).execution_id) == (1, container)
+    lines = len(stderr(job).splitlines())
+    assert stderr(job) == "".join(f"err {number + 1}\n" for number in range(lines)).encode()
+    told = [f"line {number + 1}\n" for number in range(lines)]
+    assert stdout(job) == "".join([*told, f"{lines} lines\n"]).encode()
 
 
 def test_what_ended_while_no_worker_lived_is_recorded_as_it_was(workers, kind):

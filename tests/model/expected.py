@@ -178,10 +178,6 @@ def expectation(
     jobs = list(jobs)
     return (
         {job.pk: job.seen() for job in jobs},
-        {
-            (job.pk, number): start.seen()
-            for job in jobs
-            for number, start in job.starts.items()
-        },
+        {(job.pk, number): start.seen() for job in jobs for number, start in job.starts.items()},
         {**{job.pk: job.path for job in jobs}, **remembered},
     )

@@ -1,8 +1,8 @@
 """The life of jobs as a hypothesis state machine: the real verbs, two workers, any order.
 
-After every step the rows are what the model says, the history is its path, `consistency` finds
-nothing, and the counters are what the rows are. What the model expects to be refused must be
-refused, with nothing written.
+After every step the rows are what the model says and the history is its path; now and then and at
+the end `consistency` finds nothing and the counters are what the rows are. What the model expects
+to be refused must be refused, with nothing written.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
@@ -39,6 +40,8 @@ from tests.support.spine import ENGINE, LOST, a_worker, ending, failed
 QUEUES = ("default", "narrow")
 WORKERS = ("w1", "w2")
 EARLIER = timedelta(days=1)
+LOOK_EVERY = 10
+"""Steps between two looks at everything."""
 
 some_queue = st.sampled_from(QUEUES)
 some_worker = st.sampled_from(WORKERS)
@@ -72,10 +75,14 @@ class JobMachine(RuleBasedStateMachine):
         self.lost: list[tuple[Claimant, Lease]] = []
         self.closed: dict[str, bool] = dict.fromkeys(QUEUES, False)
         self.limits: dict[str, int | None] = dict.fromkeys(QUEUES)
+        self.steps = 0
 
     def teardown(self) -> None:
-        transaction.set_rollback(True)
-        self.transaction.__exit__(None, None, None)
+        try:
+            self._look_closely()
+        finally:
+            transaction.set_rollback(True)
+            self.transaction.__exit__(None, None, None)
 
     @initialize()
     def two_workers_register(self) -> None:
@@ -133,6 +140,18 @@ class JobMachine(RuleBasedStateMachine):
             expected.priority = priority
         else:
             self._refused(NotChangeable, lambda: lifecycle.amend(job, {"priority": priority}))
+
+    @rule(job=jobs, most=st.integers(0, 3))
+    def amend_retries(self, job: Any, most: int) -> None:
+        """Not below what was used already: such a job would wait for ever."""
+        expected = self._of(job)
+        if expected is None or expected.status not in ("pending", "queued", "retrying", "failed"):
+            return
+        if most < expected.retries:
+            self._refused(ValidationError, lambda: lifecycle.amend(job, {"max_retries": most}))
+        else:
+            lifecycle.amend(job, {"max_retries": most})
+            expected.max_retries = most
 
     @rule(job=jobs)
     def enqueue(self, job: Any) -> None:
@@ -431,11 +450,14 @@ class JobMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_records_agree(self) -> None:
+        self.steps += 1
+        if self.steps % LOOK_EVERY == 0:
+            self._look_closely()
+
+    def _look_closely(self) -> None:
+        """Questions that cost more than a step."""
         found = consistency.findings(job_ids=list(self.known))
         assert [str(each) for each in found if each.level == consistency.FINDING] == []
-
-    @invariant()
-    def the_counters_are_what_the_rows_are(self) -> None:
         counted, told = (
             {key: value for key, value in stats.items() if key != "oldest_queued_seconds"}
             for stats in (ContainerJob.objects.stats(), stats_of_rows(ContainerJob.objects.all()))

@@ -15,7 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.model.machine import JobMachine
 
 SMALL = settings(
-    max_examples=40,
+    max_examples=20,
     stateful_step_count=40,
     deadline=None,
     print_blob=True,

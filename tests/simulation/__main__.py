@@ -1,8 +1,8 @@
 """Simulated worlds by seed; a red one prints what happened in it.
 
-    python -m tests.simulation --runs 200             fresh seeds
-    python -m tests.simulation --seed 17 --story      one world, step by step
-    python -m tests.simulation --for 20               as many as fit into so many seconds
+python -m tests.simulation --runs 200             fresh seeds
+python -m tests.simulation --seed 17 --story      one world, step by step
+python -m tests.simulation --for 20               as many as fit into so many seconds
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import random
 import sys
 import time
+from typing import Any
 
 STORY_LINES = 60
 
@@ -76,19 +77,16 @@ def _simulate(given: argparse.Namespace) -> int:
     return 1 if red else 0
 
 
-def _tell(verdict: object, story: bool) -> None:
-    v: object = verdict
-    lines = v.story if story else v.story[-STORY_LINES:] if v.wrongs else []  # type: ignore[attr-defined]
-    for line in lines:
-        print("   ", line)
-    if v.wrongs:  # type: ignore[attr-defined]
-        for fault in v.faults:  # type: ignore[attr-defined]
-            print("  fault", fault)
-    for wrong in v.wrongs:  # type: ignore[attr-defined]
-        print("  WRONG", wrong)
-    print(  # type: ignore[attr-defined]
-        f"seed {v.seed}: {v.steps} steps, {v.seconds:.0f} s, {len(v.faults)} faults,"
-        f" {v.statuses}, {v.trace[:12]}"
+def _tell(verdict: Any, story: bool) -> None:
+    if story or verdict.wrongs:
+        for line in verdict.story if story else verdict.story[-STORY_LINES:]:
+            print("   ", line)
+    if verdict.wrongs:
+        print(*(f"  fault {fault}" for fault in verdict.faults), sep="\n")
+        print(*(f"  WRONG {wrong}" for wrong in verdict.wrongs), sep="\n")
+    print(
+        f"seed {verdict.seed}: {verdict.steps} steps, {verdict.seconds:.0f} s,"
+        f" {len(verdict.faults)} faults, {verdict.statuses}, {verdict.trace[:12]}"
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, ClassVar
@@ -73,6 +73,8 @@ class World:
         self.away_until = 0.0
         self.loses = 0.0
         """How often, of all calls, the answer or the call itself gets lost or late."""
+        self.on_late: Callable[[], None] = lambda: None
+        """Called where a request went off that arrives late."""
         self.wrongs: list[str] = []
         self._made = 0
 
@@ -151,8 +153,9 @@ class SimulatedExecutor(Executor):
         if world.is_away or lost < world.loses / 3:
             raise EngineUnavailable("The engine is away.")
         if lost < 2 * world.loses / 3:
-            late = world.chance.uniform(0.1, 40.0)
+            late = world.chance.uniform(0.1, 60.0)
             world.scheduler.start(world.daemon, "late request", lambda: self._later(late, act))
+            world.on_late()
             raise EngineUnavailable("The engine did not answer in time.")
         result = act()
         if lost < world.loses:

@@ -91,6 +91,7 @@ class Simulation:
                 self._start_worker()
             self.scheduler.start(self.people, "people", self._be_people)
             self.scheduler.on_step = self._before_step
+            self.world.on_late, self.world.loses = self._late, 0.1
             self.scheduler.run(lambda: self.scheduler.steps >= self.steps, self.steps)
             self._heal()
             wrongs = self._live_on()
@@ -158,11 +159,21 @@ class Simulation:
         if current is None:
             return
         if current.process is not self.people and self._happens(1 / 150):
-            self._note(f"{current.process.name} dies at {point}")
-            current.process.alive = False
-            raise Dead
+            self._die(f"at {point}")
         if not self.database.wrapper.in_atomic_block:
             self.scheduler.wait()
+
+    def _late(self) -> None:
+        """The worst moment to end: what was asked of the engine is still on its way."""
+        if self._happens(1 / 3):
+            self._die("with a request under way")
+
+    def _die(self, when: str) -> None:
+        current = self.scheduler.current
+        assert current is not None
+        self._note(f"{current.process.name} dies {when}")
+        current.process.alive = False
+        raise Dead
 
     # People
 
@@ -228,11 +239,12 @@ class Simulation:
     def _before_step(self) -> None:
         self._bury_the_dead()
         if self._happens(1 / 60):
-            fault = self.chance.choice(
-                [self._kill, self._pause, self._engine_away, self._trouble, self._database, self._wall]
-            )
-            fault()
+            self.chance.choice(self._all_faults())()
         self.database.show()
+
+    def _all_faults(self) -> list[Callable[[], None]]:
+        of_engine = [self._engine_away, self._trouble]
+        return [self._kill, self._pause, *of_engine, self._database, self._wall]
 
     def _bury_the_dead(self) -> None:
         for process in self.workers:
@@ -257,7 +269,7 @@ class Simulation:
         self._note(f"the engine is away until {self.world.away_until:.1f}")
 
     def _trouble(self) -> None:
-        self.world.loses = self.chance.choice([0.0, 0.1, 0.5])
+        self.world.loses = self.chance.choice([0.1, 0.3, 0.6])
         self._note(f"the engine loses {self.world.loses}")
 
     def _database(self) -> None:

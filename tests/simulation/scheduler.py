@@ -1,4 +1,4 @@
-"""One thing at a time, chosen by a seed: threads become tasks, and time passes when all of them wait.
+"""One thing at a time, chosen by a seed: threads become tasks; time passes when all of them wait.
 
 The modules of the worker get stand-ins for `threading`, `time`, `queue` and `random`. A task gives
 way where a real thread could be overtaken: when it waits, calls an engine, comes to a crash point,
@@ -56,7 +56,7 @@ class Task:
             self.act()
         except (Dead, SystemExit):
             pass
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             self.failure = error
         finally:
             self.done = True

@@ -1,12 +1,13 @@
-"""Tests that need Docker or Chromium are left out where there is none, and that is said loudly.
+"""Tests that need Docker, Chromium or a tool are left out where it is missing, and say so loudly.
 
-With REQUIRE_DOCKER or REQUIRE_BROWSER set (as in CI) it is a failure.
+With REQUIRE_DOCKER, REQUIRE_BROWSER, REQUIRE_STRACE … set (as in CI) it is a failure.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -25,7 +26,17 @@ def _no_browser() -> str:
     return chromium.why_not()
 
 
-NEEDS: dict[str, Callable[[], str]] = {"docker": _no_docker, "browser": _no_browser}
+def _no_tool(name: str) -> str:
+    from tests.support import machine_faults
+
+    return machine_faults.why_not(name)
+
+
+NEEDS: dict[str, Callable[[], str]] = {
+    "docker": _no_docker,
+    "browser": _no_browser,
+    **{name: partial(_no_tool, name) for name in ("faketime", "strace", "mount")},
+}
 """Marker to a function that says what is missing for it here."""
 
 

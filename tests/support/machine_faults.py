@@ -1,6 +1,7 @@
 """What the machine does to a process: another clock, a full disk, a disk that answers EIO.
 
-Each needs a tool or a right that not every machine has; `why_not` says what is missing.
+Each needs a tool or a right that not every machine has; `why_not` says what is missing. A test
+that needs one is marked with its name, and left out without it.
 """
 
 from __future__ import annotations
@@ -14,23 +15,14 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-import pytest
-
+TOOLS = ("faketime", "strace", "mount")
 FAKETIME = "libfaketimeMT.so.1"
 
 
 @cache
 def why_not(tool: str) -> str:
-    """Empty when there is `faketime`, `strace` or `mount` here, else what is missing."""
+    """Empty when there is this one of TOOLS here, else what is missing."""
     return {"faketime": _no_faketime, "strace": _no_strace, "mount": _no_mount}[tool]()
-
-
-def needs(tool: str) -> pytest.MarkDecorator:
-    """Leaves a test out where the tool is missing, and says so; in CI that is an error."""
-    why = why_not(tool)
-    if why and os.environ.get("REQUIRE_FAULT_TOOLS"):
-        raise pytest.UsageError(f"REQUIRE_FAULT_TOOLS is set: {why}")
-    return pytest.mark.skipif(bool(why), reason=why)
 
 
 def _no_faketime() -> str:
@@ -97,18 +89,15 @@ class SmallDisk:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._ballast = path / "ballast"
+        self._ballast.touch()
 
-    def fill(self, but: int = 0) -> None:
-        """Leave so many bytes."""
-        free = os.statvfs(self.path)
-        with self._ballast.open("ab") as file, _until_full():
-            left = free.f_bavail * free.f_frsize - but
-            while left > 0:
-                left -= file.write(b"\0" * min(left, 1 << 16))
-                file.flush()
+    def fill(self) -> None:
+        with _until_full(), self._ballast.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
 
     def empty(self) -> None:
-        self._ballast.unlink(missing_ok=True)
+        os.truncate(self._ballast, 0)
 
 
 @contextmanager

@@ -150,12 +150,11 @@ class PostgresServer:
             cursor = made.execute(cast(LiteralString, text))
             return cursor.fetchall() if cursor.description else []
 
-    def kill_one_session(self, of: str) -> None:
-        """kill -9 of a session of which this SQL condition on pg_stat_activity holds.
-
-        The server takes that for a crash and ends all the others, too.
-        """
-        ((pid,),) = self.sql(f"SELECT pid FROM pg_stat_activity WHERE {of} LIMIT 1")
+    def kill_one_session(self) -> None:
+        """kill -9 of one client's session; the server takes that for a crash and ends them all."""
+        clients = f"datname = '{self.database}' AND backend_type = 'client backend'"
+        found = f"SELECT pid FROM pg_stat_activity WHERE {clients} LIMIT 1"
+        ((pid,),) = wait_until(lambda: self.sql(found), "a session")
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not _lives(pid) and self.answers(), "the server to recover")
         connection.close()

@@ -12,8 +12,8 @@ from container_manager.executors.base import Execution
 from container_manager.models import ContainerJob, JobAttempt, Worker
 from container_manager.models.leases import Offer
 from container_manager.states import StopKind
-from container_manager.worker.heartbeat import Heartbeat
 from container_manager.worker.duties import Every
+from container_manager.worker.heartbeat import Heartbeat
 from container_manager.worker.loop import WorkerLoop
 from tests.support.loops import FAKE, work, working
 from tests.support.spine import (

@@ -116,6 +116,23 @@ def test_an_end_comes_after_its_steps_and_its_output(recorder, worker):
     assert contradictions() == []
 
 
+def test_an_end_whose_answer_was_lost_is_told_as_ours(recorder, worker, monkeypatch):
+    """So what it left is removed at once, and not by whoever looks for remains later."""
+    lease, finish = held_by(worker), lifecycle.finish
+
+    def committed_and_lost(*arguments):
+        finish(*arguments)
+        monkeypatch.setattr(lifecycle, "finish", finish)
+        raise OperationalError("the connection broke")
+
+    monkeypatch.setattr(lifecycle, "finish", committed_and_lost)
+    recorder.end(ending(lease))
+    with pytest.raises(OperationalError):
+        recorder.flush()
+    assert results(recorder.flush()) == {lease.job_id: True}
+    assert path_of(lease.job_id) == ["queued", "running", "completed"]
+
+
 def test_a_step_that_is_told_while_others_are_written_is_not_overtaken_by_its_end(
     recorder, worker, monkeypatch
 ):
@@ -135,6 +152,24 @@ def test_a_step_that_is_told_while_others_are_written_is_not_overtaken_by_its_en
     recorder.flush()
     recorder.flush()
     assert JobAttempt.objects.get(job=quick.job_id).execution_id == "quick"
+
+
+def test_an_end_that_is_told_while_others_are_written_is_written_next(
+    recorder, worker, monkeypatch
+):
+    slow, quick = held_by(worker), held_by(worker)
+    finish = lifecycle.finish
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(lifecycle, "finish", finish)
+        recorder.end(ending(quick))
+        return finish(*arguments)
+
+    monkeypatch.setattr(lifecycle, "finish", meanwhile)
+    recorder.end(ending(slow))
+    assert results(recorder.flush()) == {slow.job_id: True}
+    assert results(recorder.flush()) == {quick.job_id: True}
+    assert recorder.is_empty
 
 
 def test_the_end_of_what_was_lost_is_told_and_not_written(recorder, worker):

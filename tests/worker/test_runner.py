@@ -283,6 +283,20 @@ def test_a_stop_names_the_end(new_run, ended, world, kind, call, status):
     assert world.times(call) == 1
 
 
+def test_a_kill_that_came_after_the_end_does_not_name_it(new_run, ended, world, monkeypatch):
+    """Row 31: it ended by itself just before the signal would have reached it."""
+
+    def too_late(executor, execution, *, grace):
+        executor.world.end(execution.name, Outcome(exit_code=0))
+        return False
+
+    monkeypatch.setattr(FakeExecutor, "stop", too_late)
+    world.runs_until_stopped = True
+    made = running(new_run())
+    made.stop(StopKind.KILL)
+    assert ended(made).status == "completed"
+
+
 def test_a_kill_ends_what_does_not_listen_to_a_cancel(new_run, ended, world):
     world.runs_until_stopped, world.listens = True, False
     made = running(new_run())

@@ -39,7 +39,8 @@ class Command(Migrate):
         """What was applied before a table could not be had stays; the rest is tried again."""
         for left in reversed(range(TRIES)):
             try:
-                return super().handle(*args, **options)
+                super().handle(*args, **options)
+                return
             except OperationalError as error:
                 if not _is_in_use(error):
                     raise
@@ -48,7 +49,6 @@ class Command(Migrate):
             self.stdout.write("A table is in use; trying again.")
             guarding.give_back(options["database"])
             time.sleep(PAUSE_SECONDS)
-        return None
 
 
 def _is_in_use(error: OperationalError) -> bool:

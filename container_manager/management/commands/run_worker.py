@@ -6,7 +6,10 @@ import os
 import signal
 import sys
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError
+from collections import deque
 from typing import Any
+
+from django.db import connection
 
 from container_manager import conf, guarding, schema
 from container_manager.management.base import JobCommand, failed, wrong_usage
@@ -60,7 +63,8 @@ class Command(JobCommand):
             until_idle=options["until_idle"],
             name=options["name"],
         )
-        _drain_on_signals(loop)
+        drain_on_signals(loop)
+        _keep_no_statements()
         if options["supervised"]:
             obey_parent(loop.drain)
         code = loop.run()
@@ -70,7 +74,14 @@ class Command(JobCommand):
         os._exit(code)
 
 
-def _drain_on_signals(loop: WorkerLoop) -> None:
+def _keep_no_statements() -> None:
+    """DEBUG remembers the last 9,000; those of a worker are as long as what its jobs print."""
+    connection.queries_log = deque(maxlen=0)
+
+
+def drain_on_signals(loop: WorkerLoop) -> None:
+    """The first SIGTERM or SIGINT drains, the second one ends this process at once."""
+
     def on_signal(number: int, _frame: object) -> None:
         if on_signal.seen:  # type: ignore[attr-defined]
             os._exit(128 + number)

@@ -18,11 +18,11 @@ from container_manager.models import Worker
 from container_manager.states import StopKind
 from tests.support import docker_engine
 from tests.support.fault_proxy import FaultProxy, answer, holds, lose_reply
-from tests.support.running import attempt_of, lives, queue_job, stdout
+from tests.support.running import DOCKER_MARKS, attempt_of, lives, queue_job, stdout
 from tests.support.spine import contradictions, path_of
 from tests.support.workers import Workers, settled, wait_for, wait_until
 
-pytestmark = [pytest.mark.processes, pytest.mark.docker, pytest.mark.django_db(transaction=True)]
+pytestmark = [pytest.mark.processes, *DOCKER_MARKS, pytest.mark.django_db(transaction=True)]
 
 PRINTING = (
     "i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo line $i; sleep 0.1; done; exit {code}"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -24,18 +25,22 @@ from container_manager import lifecycle
 from container_manager.models import ContainerJob, Worker
 from container_manager.models.attempt import attempt_name
 from container_manager.states import StopKind
-from tests.support.running import attempt_of, processes_of, queue_job, stdout
+from tests.support.running import DOCKER_MARKS, attempt_of, processes_of, queue_job, stdout
 from tests.support.second_engine import SecondEngine
 from tests.support.spine import path_of
 from tests.support.workers import Workers, settled, status_of, wait_for, wait_until
 
-pytestmark = [pytest.mark.processes, pytest.mark.docker, pytest.mark.django_db(transaction=True)]
+pytestmark = [pytest.mark.processes, *DOCKER_MARKS, pytest.mark.django_db(transaction=True)]
 
 Break = Callable[[SecondEngine], None]
 STOPPED_OR_KILLED = pytest.mark.parametrize("go", [SecondEngine.stop, SecondEngine.kill])
 
 PRINTING = (
     "i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo line $i; sleep 0.1; done; exit {code}"
+)
+UNTIL_TOLD = (
+    "trap over=1 USR1; i=0; while [ -z $over ]; do"
+    " i=$((i+1)); echo line $i; sleep 0.1; done; echo $i lines; exit {code}"
 )
 AT_ONCE = {"base_seconds": 0, "jitter": 0}
 UNFOLLOWED = "the last of its output may be missing"
@@ -47,6 +52,23 @@ def printing(lines: int, code: int = 0, **fields: Any) -> ContainerJob:
 
 def lines(number: int) -> bytes:
     return "".join(f"line {each + 1}\n" for each in range(number)).encode()
+
+
+def until_told(code: int, **fields: Any) -> ContainerJob:
+    return queue_job("docker", UNTIL_TOLD.format(code=code), **fields)
+
+
+def tell(job: ContainerJob) -> None:
+    """To end; without the engine."""
+    for pid in processes_of(job):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR1)
+
+
+def assert_log_is_whole(job: ContainerJob) -> None:
+    *_, last = stdout(job).splitlines()
+    number = int(last.split()[0])
+    assert stdout(job) == lines(number) + f"{number} lines\n".encode()
 
 
 def all_print(*jobs: ContainerJob) -> None:
@@ -80,7 +102,7 @@ def test_an_engine_that_goes_away_fails_no_job_whose_container_goes_on(
 ) -> None:
     """With live-restore; and kill and cancel that were asked for meanwhile are done afterwards."""
     engine.start(live_restore=True)
-    goes_on, ends = printing(80, code=7), printing(15, code=9, max_retries=1)
+    goes_on, ends = until_told(7), until_told(9)
     killed, cancelled = printing(10**6), printing(10**6)
     workers.start("--concurrency", "8")
     all_print(goes_on, ends, killed, cancelled)
@@ -88,6 +110,7 @@ def test_an_engine_that_goes_away_fails_no_job_whose_container_goes_on(
 
     go(engine)
     until_offered(workers, available=False)
+    tell(ends)
     lifecycle.stop([killed.pk], StopKind.KILL)
     lifecycle.stop([cancelled.pk], StopKind.CANCEL)
     waits = queue_job("docker", "echo at last")
@@ -101,21 +124,23 @@ def test_an_engine_that_goes_away_fails_no_job_whose_container_goes_on(
     assert path_of(waits) == ["queued"]
 
     engine.start(live_restore=True)
+    ends = settled(ends)
+    assert (ends.exit_code, ends.reason, UNFOLLOWED in ends.error) == (9, "exit_code", True)
+    assert lines(1000).startswith(stdout(ends))
+    wait_until(lambda: attempt_of(goes_on).unreachable_since is None, "it to be followed again")
+    tell(goes_on)
     goes_on = settled(goes_on)
-    assert (goes_on.status, goes_on.exit_code, goes_on.attempt) == ("failed", 7, 1)
-    assert (goes_on.error, stdout(goes_on)) == ("It ended with exit code 7.", lines(80))
+    assert (goes_on.exit_code, goes_on.attempt, goes_on.error) == (
+        *(7, 1),
+        "It ended with exit code 7.",
+    )
+    assert_log_is_whole(goes_on)
     assert attempt_of(goes_on).execution_id == container
-    assert attempt_of(goes_on).unreachable_since is None
-    unseen = attempt_of(ends)
-    assert (unseen.exit_code, unseen.reason) == (9, "exit_code")
-    assert UNFOLLOWED in unseen.error
-    assert lines(15).startswith(stdout(ends))
     assert (settled(killed).status, settled(cancelled).status) == ("killed", "cancelled")
     assert settled(waits).attempt == 1
     assert path_of(waits) == ["queued", "running", "completed"]
     assert workers.said.count("does not answer, its jobs wait") == 1
     assert workers.said.count("answers again") == 1
-    lifecycle.stop([ends.pk], StopKind.CANCEL)
 
 
 @STOPPED_OR_KILLED
@@ -241,7 +266,7 @@ def test_a_worker_that_dies_while_its_engine_is_away_leaves_it_to_the_next(
     engine: SecondEngine, workers: Workers
 ) -> None:
     engine.start(live_restore=True)
-    job = printing(60, code=3)
+    job = until_told(3)
     first = workers.start()
     all_print(job)
     engine.kill()
@@ -251,9 +276,11 @@ def test_a_worker_that_dies_while_its_engine_is_away_leaves_it_to_the_next(
     wait_until(lambda: attempt_of(job).unreachable_since, "the orphan to say so")
     assert status_of(job) == "running"
     engine.start(live_restore=True)
+    wait_until(lambda: attempt_of(job).lease_epoch == 2, "its adoption")
+    tell(job)
     job = settled(job)
-    assert (job.exit_code, job.attempt, attempt_of(job).lease_epoch) == (3, 1, 2)
-    assert stdout(job) == lines(60)
+    assert (job.exit_code, job.attempt) == (3, 1)
+    assert_log_is_whole(job)
 
 
 def test_the_time_limit_of_a_job_ends_it_when_its_engine_is_back(
