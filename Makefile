@@ -63,7 +63,7 @@ test: test-sqlite test-postgres ## every test, on SQLite and on a PostgreSQL of 
 
 # What starts processes or containers of its own runs alone, after the rest: it measures time.
 TOGETHER := $(PY) -m pytest -p tests.support.left_out -n $(PROCESSES) -m "not processes and not docker and not web and not browser"
-ALONE := $(PY) -m pytest -p tests.support.left_out -m "(processes or docker) and not web and not browser"
+ALONE := $(PY) -m pytest -p tests.support.left_out -n 3 -m "(processes or docker) and not web and not browser"
 WEB := $(PY) -m pytest -p tests.support.left_out -n $(PROCESSES) -m "web and not browser"
 # A browser's driver keeps an event loop, which other tests need not meet.
 IN_BROWSER := $(PY) -m pytest -p tests.support.left_out -n $(PROCESSES) -m browser

@@ -21,7 +21,7 @@ LEFT_BEHIND = shutil.ignore_patterns(
     ".git", ".venv*", "var", "*.sqlite3*", "__pycache__", ".*_cache", ".hypothesis"
 )
 MOST_UNNOTICED = 1
-LONGEST_SECONDS = 600
+LONGEST_SECONDS = 900
 FAILED = re.compile(r"^FAILED (\S+?::.+?)(?: - |$)", re.MULTILINE)
 NO_TEST_FAILED = "-"
 

@@ -153,13 +153,13 @@ BUGS = (
         words="start",
     ),
     Bug(
-        "later deadline wins",
+        "starts what was stopped",
         "executors/supervisor.py",
-        'return min(known, details) if what == "stop" else known',
-        'return max(known, details) if what == "stop" else known',
-        "A kill does not shorten the grace of a cancellation that is under way.",
+        'if "stop" in read_journal(self.journal):',
+        'if "ended" in read_journal(self.journal):',
+        "A supervisor launches a job although its stop was written down before.",
         ("tests/executors/test_process.py",),
-        words="stop",
+        words="stopped",
     ),
     Bug(
         "strangers are ours",
