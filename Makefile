@@ -18,6 +18,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 
 PYTEST ?=
 PROCESSES ?= 2
+LIVE_PROCESSES ?= 4
 PORT ?=
 CASES ?= 2000
 SEED ?= 1
@@ -30,7 +31,7 @@ WORKLOAD ?= drain
 ROUNDS ?= 5
 JOBS ?= 20000
 
-.PHONY: help install demo run migrate test test-sqlite test-postgres fuzz crash-sweep chaos bite simulate lint format docs screenshots bench clean
+.PHONY: help install demo run migrate test test-sqlite test-postgres fuzz crash-sweep chaos bite simulate coverage mutants lint format docs screenshots bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,19 +62,18 @@ migrate: $(INSTALLED) ## bring the database up to date
 
 test: test-sqlite test-postgres ## every test, on SQLite and on a PostgreSQL of its own
 
-# What starts processes or containers of its own runs alone, after the rest: it measures time.
-TOGETHER := $(PY) -m pytest -p tests.support.left_out -n $(PROCESSES) -m "not processes and not docker and not web and not browser"
-ALONE := $(PY) -m pytest -p tests.support.left_out -n 3 -m "(processes or docker) and not web and not browser"
-WEB := $(PY) -m pytest -p tests.support.left_out -n $(PROCESSES) -m "web and not browser"
+TESTS := $(PY) -m pytest -p tests.support.left_out
+TOGETHER := $(TESTS) -n $(PROCESSES) -m "not processes and not docker and not web and not browser"
+# What starts workers, containers or servers of its own mostly waits for them.
+LIVE := $(TESTS) -n $(LIVE_PROCESSES) -m "(processes or docker or web) and not browser"
 # A browser's driver keeps an event loop, which other tests need not meet.
-IN_BROWSER := $(PY) -m pytest -p tests.support.left_out -n $(PROCESSES) -m browser
+IN_BROWSER := $(TESTS) -n $(PROCESSES) -m browser
 NONE_IS_FINE := || [ $$? = 5 ]
 
 test-sqlite: $(INSTALLED) ## the tests on SQLite
 	@echo "== SQLite"
 	$(TOGETHER) $(PYTEST) $(NONE_IS_FINE)
-	$(ALONE) $(PYTEST) $(NONE_IS_FINE)
-	$(WEB) $(PYTEST) $(NONE_IS_FINE)
+	$(LIVE) $(PYTEST) $(NONE_IS_FINE)
 	$(IN_BROWSER) $(PYTEST) $(NONE_IS_FINE)
 
 # Executors never see the database: once is enough for them.
@@ -82,8 +82,7 @@ ON_POSTGRES := --ignore=tests/executors --ignore=tests/faults/engine
 test-postgres: $(INSTALLED) ## the tests on a PostgreSQL that is started for them
 	@echo "== PostgreSQL"
 	$(PY) -m tests.services postgres -- $(TOGETHER) $(ON_POSTGRES) $(PYTEST) $(NONE_IS_FINE)
-	$(PY) -m tests.services postgres -- $(ALONE) $(ON_POSTGRES) $(PYTEST) $(NONE_IS_FINE)
-	$(PY) -m tests.services postgres -- $(WEB) $(ON_POSTGRES) $(PYTEST) $(NONE_IS_FINE)
+	$(PY) -m tests.services postgres -- $(LIVE) $(ON_POSTGRES) $(PYTEST) $(NONE_IS_FINE)
 	$(PY) -m tests.services postgres -- $(IN_BROWSER) $(ON_POSTGRES) $(PYTEST) $(NONE_IS_FINE)
 
 # A process that a browser could reach: what docs/deployment.md shows.
@@ -109,6 +108,17 @@ bite: $(INSTALLED) ## do the tests bite? plants bugs, one at a time, and runs th
 
 simulate: $(INSTALLED) ## whole simulated worlds, seed after seed (RUNS=200; SEED=… for these)
 	$(PY) -m tests.simulation --runs $(or $(RUNS),200) $(if $(filter command line,$(origin SEED)),--seed $(SEED))
+
+# Each database has code of its own: what one run does not reach the other does.
+coverage: $(INSTALLED) ## every branch of states, guard, spine, retries and rescue, or exit code 2
+	rm -f .coverage
+	$(TOGETHER) --cov --cov-append --cov-report=
+	$(PY) -W ignore -m tests.services postgres -- $(TOGETHER) $(ON_POSTGRES) --cov --cov-append --cov-report=
+	$(PY) -m coverage report --fail-under=100
+
+mutants: $(INSTALLED) ## mutation testing of the same modules (MODULES="retries lifecycle" SAMPLE=200)
+	$(PY) -m pip install --quiet --disable-pip-version-check mutmut==3.8.1
+	$(PY) -m tests.mutation $(MODULES) $(SAMPLE:%=--sample %)
 
 lint: $(INSTALLED) ## style, types, layers, migrations, deployment settings
 	$(VENV)/bin/ruff check .

@@ -129,15 +129,16 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        for number in range(TRIES):
+        tried = 0
+        while True:
             try:
                 with transaction.atomic(using=USING):
                     return function(*args, **kwargs)
             except OperationalError as error:
-                if number == TRIES - 1 or not _was_in_the_way(error):
+                tried += 1
+                if tried == TRIES or not _was_in_the_way(error):
                     raise
-                time.sleep(random.uniform(0, 0.05 * 2**number))  # noqa: S311
-        raise AssertionError("unreachable")
+                time.sleep(random.uniform(0, 0.025 * 2**tried))  # noqa: S311
 
     return run
 

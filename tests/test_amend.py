@@ -82,6 +82,7 @@ def test_a_change_of_a_revision_that_has_passed_is_refused(job):
         ({"name": "fine", "image": "-v"}, "image"),
         ({"image": ""}, "image"),
         ({"environment": {"CM_X": "1"}}, "environment"),
+        ({"environment": "A=1"}, "environment"),
     ],
 )
 def test_a_change_that_cannot_be_is_told_by_field_and_changes_nothing(job, changes, field):

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 from django.core.exceptions import ValidationError
+from django.db import OperationalError, transaction
 from django.utils import timezone
 
 from container_manager import lifecycle
@@ -556,3 +557,66 @@ def test_patient_jobs_that_wait_longer_do_not_hide_the_one_that_is_late():
 def test_upkeep_of_nothing_does_nothing(upkeep):
     queued()
     assert upkeep() == 0
+
+
+# In another's way ---------------------------------------------------------------------------------
+
+
+class Refused(Exception):
+    """What a driver raises, with the code of the SQL standard."""
+
+    def __init__(self, sqlstate):
+        self.sqlstate = sqlstate
+
+
+def refusing(times, sqlstate=None, message="refused"):
+    """A verb that writes a job and is then refused so many times; each call is counted."""
+    calls = []
+
+    @lifecycle.verb
+    def act(name):
+        calls.append(name)
+        job = queued(name=name)
+        if len(calls) <= times:
+            raise OperationalError(message) from Refused(sqlstate)
+        return job
+
+    act.calls = calls
+    return act
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "why", [{"sqlstate": "40001"}, {"sqlstate": "40P01"}, {"message": "database is locked"}]
+)
+def test_a_verb_that_got_in_anothers_way_begins_again_and_writes_once(why, monkeypatch):
+    monkeypatch.setattr(lifecycle.time, "sleep", lambda seconds: None)
+    act = refusing(lifecycle.TRIES - 1, **why)
+    assert act("once").name == "once"
+    assert len(act.calls) == lifecycle.TRIES
+    assert ContainerJob.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("times", "sqlstate", "calls"), [(99, "40001", lifecycle.TRIES), (1, "57P01", 1)]
+)
+def test_a_verb_gives_up_after_a_while_and_at_once_when_the_database_is_away(
+    times, sqlstate, calls, monkeypatch
+):
+    waits = []
+    monkeypatch.setattr(lifecycle.time, "sleep", waits.append)
+    act = refusing(times, sqlstate)
+    with pytest.raises(OperationalError, match="refused"):
+        act("never")
+    assert len(act.calls) == calls
+    assert len(waits) == calls - 1
+    assert all(0 <= wait <= 0.05 * 2**number for number, wait in enumerate(waits))
+    assert not ContainerJob.objects.exists()
+
+
+def test_a_verb_within_a_transaction_is_not_begun_again_alone():
+    act = refusing(1, "40001")
+    with pytest.raises(OperationalError, match="refused"), transaction.atomic():
+        act("never")
+    assert len(act.calls) == 1

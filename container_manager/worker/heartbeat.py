@@ -10,10 +10,11 @@ import threading
 
 from django.db import Error, connection
 from django.db.models import F
-from django.utils import timezone
+from django.db.models.functions import Now
 
 from container_manager.faults import reached
 from container_manager.models import Worker
+from container_manager.models.base import database_now
 from container_manager.worker.duties import pause_after
 
 logger = logging.getLogger("container_manager")
@@ -42,6 +43,7 @@ class Heartbeat:
     def register_again(self) -> None:
         """If the row was pruned: everybody takes us for dead, and epochs guard what we held."""
         if not Worker.objects.filter(pk=self._worker.pk).exists():
+            self._worker.last_beat_at = database_now("default")
             # The heartbeat's thread and the worker's may both come to miss it.
             Worker.objects.bulk_create([self._worker], ignore_conflicts=True)
 
@@ -72,5 +74,5 @@ class Heartbeat:
 
     def _beat(self) -> None:
         rows = Worker.objects.filter(pk=self._worker.pk)
-        if not rows.update(beat=F("beat") + 1, last_beat_at=timezone.now()):
+        if not rows.update(beat=F("beat") + 1, last_beat_at=Now()):
             self.register_again()

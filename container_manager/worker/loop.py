@@ -19,6 +19,7 @@ from container_manager.engines import Engines
 from container_manager.executors.base import CHUNK_BYTES
 from container_manager.faults import reached
 from container_manager.models import ContainerJob, Installation, JobLog, Queue, Worker
+from container_manager.models.base import database_now
 from container_manager.models.leases import Claimant, Lease
 from container_manager.states import JobStatus, StopKind, Stream
 from container_manager.worker.duties import Duty, Every, Turns
@@ -147,6 +148,7 @@ class WorkerLoop:
         self._schema = schema.applied("default")
         self._duties = self._all_duties()
         self._worker.offers = self._engines.described()
+        self._worker.started_at = self._worker.last_beat_at = database_now("default")
         self._worker.save(force_insert=True)
         self._heartbeat.start()
         self._listener.start()

@@ -380,15 +380,21 @@ class Run:
     def _note_unreachable(self, error: EngineUnavailable) -> None:
         if isinstance(error, EngineRefused):
             self._reachable_again()
-        elif not self._unreachable:
-            self._unreachable = True
+        elif self._tell_unreachable(True):
             logger.info("Job %s: engine unreachable: %s", self.lease.job_id, error)
-            self._recorder.step(self.lease, self._phase, unreachable=True)
 
     def _reachable_again(self) -> None:
         if self._unreachable:
-            self._unreachable = False
-            self._recorder.step(self.lease, self._phase, unreachable=False)
+            self._tell_unreachable(False)
+
+    def _tell_unreachable(self, unreachable: bool) -> bool:
+        """Told in the order in which it became so: a stopper's thread has its own experience."""
+        with self._lock:
+            is_news = self._unreachable != unreachable
+            if is_news:
+                self._unreachable = unreachable
+                self._recorder.step(self.lease, self._phase, unreachable=unreachable)
+        return is_news
 
     @property
     def _phase(self) -> Phase:

@@ -86,7 +86,7 @@ def test_a_job_being_stopped_says_so(operator: Client) -> None:
     lifecycle.stop([attempt.job_id], lifecycle.StopKind.KILL, actor="admin:x")
     page = shown(operator, attempt.job)
     assert "cm-stopping" in page
-    assert "Somebody asked for a kill" in page
+    assert "admin:x asked for a kill" in page
 
 
 def test_limits_are_shown_as_asked_applied_and_used(operator: Client, job: Job) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import uuid
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.utils import timezone
 
-from container_manager import ids
+from container_manager import db_guard, ids
 from container_manager.models import ContainerJob, JobAttempt, StateHistory
+from container_manager.models.base import guarded_tables
 from container_manager.states import JOB, Phase
 from tests.factories import AttemptFactory, JobFactory, TrialFactory
 from tests.models.ways import database_actor, execute, raw_id, stored, told
@@ -333,3 +335,14 @@ def test_history_may_go_when_its_entity_is_gone():
     assert StateHistory.objects.count() == 1
     execute("DELETE FROM state_history")
     assert not StateHistory.objects.exists()
+
+
+def test_a_database_of_another_kind_has_no_guard_and_is_left_alone():
+    other = SimpleNamespace(vendor="mysql", alias="default", introspection=connection.introspection)
+    tables = guarded_tables()
+    assert db_guard.differences(other, tables) == []
+    assert not db_guard.install(other, tables)
+    db_guard.recount(other, tables)
+    db_guard.uninstall(other, door=tables)
+    db_guard.open_door(other)
+    assert db_guard.differences(connection, tables) == []

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 from django.core.exceptions import FieldDoesNotExist, ValidationError
-from django.db import DatabaseError, connection, transaction
+from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.utils import timezone
 from django_fsm import ConcurrentTransition
 
@@ -101,6 +101,25 @@ def test_a_row_that_was_deleted_is_not_inserted_again(change):
         change(job)
     assert not ContainerJob.objects.filter(pk=job.pk).exists()
     assert job.status == "pending"
+
+
+def test_a_row_that_was_deleted_before_its_state_was_read_is_not_inserted_again():
+    job = ContainerJob.objects.only("name").get(pk=JobFactory().pk)
+    ContainerJob.objects.filter(pk=job.pk).delete()
+    job.name = "too late"
+    with pytest.raises(ContainerJob.DoesNotExist, match="was deleted"):
+        job.save()
+    assert not ContainerJob.objects.exists()
+
+
+def test_a_row_that_is_loaded_from_a_fixture_again_is_guarded_by_the_database():
+    job = JobFactory(name="old")
+    job.name = "new"
+    job.save_base(raw=True)
+    assert ContainerJob.objects.get().name == "new"
+    job.status = "completed"
+    with pytest.raises(IntegrityError), transaction.atomic():
+        job.save_base(raw=True)
 
 
 # A worker holds it
