@@ -287,3 +287,22 @@ def test_a_worker_that_lost_its_attempt_to_an_operator_goes_on_with_others(world
         wait_for(other, "completed")
     assert path_of(job)[-1] == "failed"
     assert contradictions() == []
+
+
+@together
+def test_a_worker_has_room_again_for_what_was_abandoned_though_its_engine_stays_silent(
+    world: World,
+) -> None:
+    world.runs_until_stopped = True
+    jobs = [queued() for _ in range(4)]
+    with working() as worker:
+        wait_until(lambda: world.times("attach") == 4, "all its room to be taken")
+        JobAttempt.objects.update(unreachable_since=timezone.now())
+        lifecycle.abandon([job.pk for job in jobs])
+        world.runs_until_stopped = False
+        wait_for(queued(), "completed")
+        assert worker._free > 0
+        for job in jobs:
+            world.end(f"cm-{job.pk}-1", Outcome(0))
+    assert {path_of(job)[-1] for job in jobs} == {"failed"}
+    assert contradictions() == []

@@ -18,7 +18,7 @@ from container_manager import __version__, conf, ids, lifecycle, schema
 from container_manager.engines import Engines
 from container_manager.executors.base import CHUNK_BYTES
 from container_manager.faults import reached
-from container_manager.models import ContainerJob, Installation, JobLog, Queue, Worker
+from container_manager.models import ContainerJob, Installation, JobAttempt, JobLog, Queue, Worker
 from container_manager.models.base import database_now
 from container_manager.models.leases import Claimant, Lease
 from container_manager.states import JobStatus, StopKind, Stream
@@ -178,6 +178,7 @@ class WorkerLoop:
             Duty("answering requests", self._answer_requests),
             Duty("enforcing deadlines", self._enforce_deadlines),
             Duty("renewing offers", self._renew_offers, self._settings.UPKEEP_SECONDS),
+            Duty("letting go", self._let_go_of_lost, self._settings.LEASE_SECONDS / 3),
             Duty("adopting orphans", self._adopt_orphans),
             *self._upkeep,
             Duty("looking for remains", reaper.look, Reaper.EVERY_SECONDS),
@@ -300,6 +301,14 @@ class WorkerLoop:
                 run.let_go()
 
     # Offers and orphans
+
+    def _let_go_of_lost(self) -> None:
+        """What was abandoned or adopted meanwhile; a silent job might not tell us for days."""
+        held = JobAttempt.objects.held_by(self._worker.pk)
+        ours = set(held.values_list("job_id", "attempt", "lease_epoch"))
+        for run in self._runs.values():
+            if run is not None and tuple(run.lease.key.values()) not in ours:
+                run.let_go()
 
     def _renew_offers(self) -> None:
         gone = [*self._rescuer.known_dead, self._worker.pk]

@@ -51,9 +51,16 @@ class Sweeper:
             self._under_way.add(name)
         self._waiting.put((name, key, remove))
         if len(self._threads) < THREADS:
-            thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
-            self._threads.append(thread)
+            self._start_another()
+
+    def _start_another(self) -> None:
+        thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+        try:
             thread.start()
+        except RuntimeError as error:  # no thread is to be had; the next task tries again
+            logger.warning("Nobody to remove what is left: %s", error)
+        else:
+            self._threads.append(thread)
 
     def record(self) -> None:
         """Write which attempts left nothing behind; what is not written is swept again later."""
