@@ -300,11 +300,15 @@ class Simulation:
             jobs = ContainerJob.objects.exclude(status__in=("completed", "cancelled", "killed"))
             return [f"not settled: {job.pk} is {job.status}" for job in jobs]
         for _ in range(3):
-            if not self._leftovers():
-                return []
-            self.scheduler.now += 3700.0
-            self.scheduler.run(lambda: not self._leftovers(), 2_000)
+            if self._leftovers():
+                self.scheduler.now += 3700.0
+                self.scheduler.run(lambda: not self._leftovers(), 2_000)
+        self.scheduler.run(self._dead_are_forgotten, 2_000)
         return [f"left behind: {name}" for name in self._leftovers()]
+
+    def _dead_are_forgotten(self) -> bool:
+        """A lease after the last death that somebody could watch, and not sooner."""
+        return Worker.objects.count() <= len(self.workers)
 
     def _is_settled(self) -> bool:
         if self.scheduler.steps % 50 or any(not task.done for task in self.people.tasks):
@@ -327,7 +331,7 @@ class Simulation:
             wrongs += _told_truly(attempt, ran.get(attempt.name))
         for job in ContainerJob.objects.order_by("pk"):
             wrongs += self._honoured(job)
-        if Worker.objects.count() > len(self.workers):
+        if not self._dead_are_forgotten():
             wrongs.append("dead workers keep their rows")
         return wrongs
 
