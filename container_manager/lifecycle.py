@@ -23,7 +23,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import Enum, StrEnum
-from functools import wraps
+from functools import reduce, wraps
+from operator import or_
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -119,6 +120,9 @@ logger = logging.getLogger("container_manager")
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+Place = tuple[str, str]
+"""Where an attempt runs: the executor's alias, and the id of the engine behind it."""
 
 USING = "default"
 TRIES = 8
@@ -505,8 +509,8 @@ def abandon(job_ids: Collection[UUID], *, actor: str = "system") -> dict[UUID, S
     REFUSED where the engine answers or no worker ever held it: `not_abandoned` says why. What is
     left of them is killed when their engine is back.
     """
-    active = _running_attempts(job_ids).order_by("pk").select_for_update(of=("self",))
-    lost = _unreached(list(active))
+    active = _running_attempts().filter(job__in=job_ids).order_by("pk")
+    lost = _unreached(list(active.select_for_update(of=("self",))))
     _give_up(lost, actor, {"abandoned": True})
     results = dict.fromkeys(_existing(job_ids), Stopped.REFUSED)
     results |= dict.fromkeys((attempt.job_id for attempt in lost), Stopped.DONE)
@@ -526,14 +530,15 @@ def abandon_one(job_id: UUID, *, revision: str | None = None, actor: str = "syst
 
 def abandonable(job_ids: Collection[UUID]) -> set[UUID]:
     """Those of these jobs that `abandon` would give up now."""
-    return {attempt.job_id for attempt in _unreached(list(_running_attempts(job_ids)))}
+    active = _running_attempts().filter(job__in=job_ids)
+    return {attempt.job_id for attempt in _unreached(list(active))}
 
 
 def not_abandoned(job: ContainerJob) -> InvalidTransition | StillReached:
     """The error for a job that cannot be abandoned: what to do instead."""
     if job.status != JobStatus.RUNNING:
         return refused(job, JobStatus.FAILED)
-    attempt = _running_attempts([job.pk]).first()
+    attempt = _running_attempts().filter(job=job.pk).first()
     if attempt is None:
         return StillReached("No worker holds it: cancel and kill act at once", entity=job)
     where = f"engine {attempt.executor}" if attempt.executor else "engine"
@@ -541,8 +546,8 @@ def not_abandoned(job: ContainerJob) -> InvalidTransition | StillReached:
     return StillReached(message, entity=job, old=job.status, new=JobStatus.FAILED)
 
 
-def _running_attempts(job_ids: Collection[UUID]) -> models.QuerySet[JobAttempt]:
-    return JobAttempt.objects.active().filter(job__in=job_ids, job__status=JobStatus.RUNNING)
+def _running_attempts() -> models.QuerySet[JobAttempt]:
+    return JobAttempt.objects.active().filter(job__status=JobStatus.RUNNING)
 
 
 def _existing(job_ids: Collection[UUID]) -> list[UUID]:
@@ -551,9 +556,9 @@ def _existing(job_ids: Collection[UUID]) -> list[UUID]:
 
 def _unreached(attempts: list[JobAttempt]) -> list[JobAttempt]:
     """Those whose engine is away; and those of no living worker that none can go on with."""
-    living = [seen.row for seen in seen_workers() if seen.alive] if attempts else []
+    living = _living_workers() if attempts else []
     holders = {worker.pk for worker in living}
-    reached = {place for worker in living for place in _places(worker)}
+    reached = _reached_by(living)
     return [
         attempt
         for attempt in attempts
@@ -565,13 +570,22 @@ def _unreached(attempts: list[JobAttempt]) -> list[JobAttempt]:
     ]
 
 
-def _places(worker: Worker) -> set[tuple[str, str]]:
-    """Alias and id of each engine that answers this worker."""
+def _living_workers() -> list[Worker]:
+    return [seen.row for seen in seen_workers() if seen.alive]
+
+
+def _reached_by(workers: Iterable[Worker]) -> set[Place]:
     return {
         (alias, offer["engine_id"])
+        for worker in workers
         for alias, offer in worker.offers.items()
         if offer.get("available")
     }
+
+
+def _at(places: Iterable[Place]) -> models.Q:
+    """Attempts on these engines, each under its alias; on none when there are none."""
+    return reduce(or_, (models.Q(executor=a, engine_id=e) for a, e in places), models.Q(pk__in=[]))
 
 
 def _give_up(attempts: Collection[JobAttempt], actor: str, told: dict[str, Any]) -> int:
@@ -826,7 +840,7 @@ def _error(outcome: Outcome, reason: Reason | None) -> str:
 
 def orphans(
     dead: Collection[UUID],
-    engine_ids: Collection[str],
+    places: Collection[Place],
     limit: int,
     *,
     own: UUID | None = None,
@@ -837,7 +851,7 @@ def orphans(
     Of the worker `own` those that it does not have `under_way`: the answer to a claim was lost.
     """
     others = Worker.objects.exclude(pk__in=[*dead, own] if own else dead)
-    active = JobAttempt.objects.active().filter(engine_id__in=engine_ids)
+    active = JobAttempt.objects.active().filter(_at(places))
     abandoned = active.exclude(worker_id__in=others.values("pk"))
     unknown = abandoned.exclude(worker_id=own, job_id__in=under_way) if own else abandoned
     return list(unknown.order_by("created_at")[:limit])
@@ -854,9 +868,7 @@ def note_unreachable(dead: Collection[UUID]) -> int:
     """Write on orphans whose engine no living worker reaches since when that is so."""
     living = Worker.objects.exclude(pk__in=dead)
     orphaned = JobAttempt.objects.active().exclude(worker_id__in=living.values("pk"))
-    alone = orphaned.filter(unreachable_since__isnull=True)
-    for alias, engine_id in {place for worker in living for place in _places(worker)}:
-        alone = alone.exclude(executor=alias, engine_id=engine_id)
+    alone = orphaned.filter(~_at(_reached_by(living)), unreachable_since__isnull=True)
     return alone.update(unreachable_since=database_now(USING))
 
 
@@ -902,12 +914,17 @@ def forget_keys(limit: int = 500) -> int:
 def give_up_unproven(seconds: float, limit: int = 500) -> int:
     """Fail as `unproven` what nobody could reach for so long.
 
-    Its worker, should it still live, is fenced; what is left of it is removed when its engine is
-    back.
+    Not orphans whose engine answers a living worker by now: it will adopt them. Its worker, should
+    it still live, is fenced; what is left of it is removed when its engine is back.
     """
     since = database_now(USING) - timedelta(seconds=seconds)
-    lost = JobAttempt.objects.active().filter(unreachable_since__lt=since).order_by("pk")
-    rows = list(lost.select_for_update(skip_locked=True)[:limit])
+    late = _running_attempts().filter(unreachable_since__lt=since)
+    if not late.exists():
+        return 0
+    living = _living_workers()
+    held = models.Q(worker_id__in=[worker.pk for worker in living])
+    lost = late.filter(held | ~_at(_reached_by(living))).order_by("pk")
+    rows = list(lost.select_for_update(of=("self",), skip_locked=True)[:limit])
     return _give_up(rows, "upkeep", {"lost_after_seconds": seconds})
 
 

@@ -20,9 +20,13 @@ Found = Sequence[Finding]
 
 
 class Repair:
-    """Mends findings, and says in one line what became of each."""
+    """Mends findings, and says in one line what became of each.
 
-    def __init__(self, engines: Engines, instance: str) -> None:
+    `unknown`: also end and remove what the records do not know. That is live work where the
+    database is a copy, or was restored from a backup.
+    """
+
+    def __init__(self, engines: Engines, instance: str, *, unknown: bool = False) -> None:
         self._engines = engines
         self._instance = instance
         self._mends: dict[str, Callable[[Found], Iterator[str]]] = {
@@ -34,8 +38,9 @@ class Repair:
             "keys_expired": _forget,
             "execution_left": self._remove,
             "execution_of_abandoned": self._remove,
-            "execution_unknown": self._remove,
         }
+        if unknown:
+            self._mends["execution_unknown"] = self._remove
 
     @property
     def codes(self) -> tuple[str, ...]:

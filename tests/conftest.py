@@ -17,12 +17,13 @@ ONLY_ON = {"postgres": "postgresql", "sqlite": "sqlite"}
 
 
 def pytest_configure() -> None:
-    """Ctrl-C is tested on processes of their own, also where these tests run in the background.
+    """Ctrl-C and a closed terminal are tested on processes of their own, also under nohup.
 
-    Whoever starts something in the background ignores SIGINT for it, and children inherit that.
+    What starts something in the background ignores these signals for it, and children inherit that.
     """
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -43,6 +43,7 @@ CODES = {
     "log_incomplete": "I6",
     "log_stray": "I6",
     "attempt_orphaned": "I10",
+    "rescue_overdue": "I10",
     "stop_unanswered": "I12",
     "timeout_overdue": "I10",
     "retry_overdue": "I10",
@@ -89,6 +90,7 @@ class Records:
     def __init__(self, using: str, job_ids: Sequence[UUID] | None = None) -> None:
         self.using = using
         self.job_ids = job_ids
+        self.workers = Worker.objects.using(using).order_by()
         self.jobs = ContainerJob.objects.using(using).order_by()
         self.attempts = JobAttempt.objects.using(using).order_by()
         self.logs = JobLog.objects.using(using).order_by()
@@ -110,7 +112,7 @@ class Records:
     def living(self, now: datetime) -> models.QuerySet[Worker]:
         """The workers that were heard of within three leases."""
         since = now - 3 * timedelta(seconds=settings.LEASE_SECONDS)
-        return Worker.objects.using(self.using).filter(last_beat_at__gt=since)
+        return self.workers.filter(last_beat_at__gt=since)
 
 
 Question = Callable[[Records], Iterator[Finding]]

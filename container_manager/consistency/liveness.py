@@ -12,15 +12,18 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connections
-from django.db.models import Exists, F, Q
+from django.db.models import Exists, F, OuterRef, Q
 
 from container_manager.consistency.asking import NOTE, Finding, Records, found, of_all, question
 from container_manager.db_guard import CHANGES_TABLE
-from container_manager.models import IdempotencyKey, StateHistory
+from container_manager.models import IdempotencyKey, JobAttempt, StateHistory
 from container_manager.states import SETTLED, JobStatus, Phase
 
 MARGIN = timedelta(minutes=2)
 """Beyond its limit a job may take so long to be stopped and recorded."""
+
+RESCUE_MARGIN = timedelta(minutes=10)
+"""What nobody holds may wait so long for a worker that reaches its engine to go on with it."""
 
 RETRY_MARGIN = timedelta(minutes=10)
 """So long the retries of very many jobs that failed together may take to be queued."""
@@ -37,15 +40,43 @@ MOST_EXPIRED_KEYS = 10_000
 @question
 def attempts_have_living_workers(records: Records) -> Iterator[Finding]:
     """Whoever holds an attempt is alive; else the next worker on its engine goes on with it."""
-    living = records.living(records.now())
-    orphaned = records.attempts.exclude(phase=Phase.DONE).exclude(worker_id__in=living.values("pk"))
-    columns = ("job", "attempt", "worker_name", "executor")
-    for pk, number, worker, executor in orphaned.values_list(*columns).iterator():
-        text = (
-            f"attempt {number} is held by no living worker (the last was {worker or 'unknown'});"
-            f" the next one that reaches engine {executor or 'of any name'} goes on with it"
-        )
-        yield found("attempt_orphaned", text, pk, level=NOTE)
+    now = records.now()
+    served = _places_served_since(records, now - RESCUE_MARGIN)
+    heard_of = records.workers.filter(last_beat_at__gt=now - RESCUE_MARGIN)
+    for each in _orphaned(records, now).annotate(recently=Exists(_holder(heard_of))).iterator():
+        who = f"attempt {each.attempt} is held by no living worker (the last was {_last(each)})"
+        quiet = each.updated_at < now - RESCUE_MARGIN and not each.recently
+        if quiet and (each.executor, each.engine_id) in served:
+            text = f"{who}, and nobody goes on with it, though engine {each.executor} is reached"
+            yield found("rescue_overdue", text, each.job_id)
+        else:
+            place = each.executor or "of any name"
+            text = f"{who}; the next one that reaches engine {place} goes on with it"
+            yield found("attempt_orphaned", text, each.job_id, level=NOTE)
+
+
+def _orphaned(records: Records, now: datetime) -> Any:
+    held = records.attempts.exclude(phase=Phase.DONE)
+    return held.exclude(worker_id__in=records.living(now).values("pk"))
+
+
+def _holder(workers: Any) -> Any:
+    return workers.filter(pk=OuterRef("worker_id"))
+
+
+def _last(attempt: JobAttempt) -> str:
+    return attempt.worker_name or "unknown"
+
+
+def _places_served_since(records: Records, moment: datetime) -> set[tuple[str, str]]:
+    """The engines that a living worker has reached since then, each by its alias."""
+    working = records.living(records.now()).filter(started_at__lt=moment)
+    return {
+        (alias, offer["engine_id"])
+        for offers in working.values_list("offers", flat=True)
+        for alias, offer in offers.items()
+        if offer.get("available")
+    }
 
 
 @question

@@ -16,6 +16,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -622,11 +623,17 @@ class DockerExecutor(Executor):
 
     def _read_while_running(self, execution: Execution, stream: EngineStream) -> Iterator[bytes]:
         """A silent job may be silent for hours; a stream that outlives its container may not."""
+        looked_at = monotonic()
         while (data := stream.read(self._silence)) != b"":
+            if data is None and self._has_ended(execution):
+                return
             if data is not None:
                 yield data
-            elif self._has_ended(execution):
-                return
+                if monotonic() - looked_at < self._silence:
+                    continue
+                with suppress(EngineUnavailable):  # of a job that prints it is good to know only
+                    self._ours(execution)
+            looked_at = monotonic()
 
     # ended
 
@@ -774,9 +781,12 @@ class DockerExecutor(Executor):
         self._alive_at.pop(execution.execution_id, None)
 
     def _delete(self, execution: Execution, **query: str) -> Reply:
-        """Absent, or being removed already, is fine."""
+        """Absent, or being removed already, is fine; one that cannot be removed is all there is."""
         path = _path("containers", _reference(execution))
-        return self._ask("DELETE", path, query, fine=(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT))
+        reply = self._http.call("DELETE", path, query)
+        if reply.ok or reply.status in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+            return reply
+        raise EngineRefused(f"The engine refused DELETE {path}: {reply.message}")
 
     def discard(self, execution: Execution) -> bool:
         return not self._may_run(execution)

@@ -100,7 +100,10 @@ def lease_from(row: Sequence[Any], **more: Any) -> Lease:
 
 
 def take_over(using: str, claimant: Claimant, attempts: Iterable[JobAttempt]) -> list[Lease]:
-    """Make `attempts` this worker's, those that nobody took meanwhile: the epoch rises."""
+    """Make `attempts` this worker's, those that nobody took meanwhile: the epoch rises.
+
+    Their engine answers it: for how long nobody reached them before is over.
+    """
     now = database_now(using)
     taken = [attempt for attempt in attempts if _take(using, claimant, attempt, now)]
     return adopted_leases(using, claimant, [attempt.pk for attempt in taken])
@@ -113,6 +116,7 @@ def _take(using: str, claimant: Claimant, seen: JobAttempt, now: datetime) -> bo
             worker_id=claimant.worker_id,
             worker_name=claimant.worker_name,
             lease_epoch=seen.lease_epoch + 1,
+            unreachable_since=None,
             updated_at=now,
         )
     )

@@ -178,7 +178,7 @@ class WorkerLoop:
             Duty("answering requests", self._answer_requests),
             Duty("enforcing deadlines", self._enforce_deadlines),
             Duty("renewing offers", self._renew_offers, self._settings.UPKEEP_SECONDS),
-            Duty("letting go", self._let_go_of_lost, self._settings.LEASE_SECONDS / 3),
+            Duty("dropping what is lost", self._let_go_of_lost, self._settings.LEASE_SECONDS / 3),
             Duty("adopting orphans", self._adopt_orphans),
             *self._upkeep,
             Duty("looking for remains", reaper.look, Reaper.EVERY_SECONDS),

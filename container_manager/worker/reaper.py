@@ -80,11 +80,14 @@ class Reaper:
 
     def _note_absent(self, listing: Listing) -> None:
         """Those of which nothing is left on their engine."""
-        left = self._over().filter(cleaned_up=False, executor=listing.engine.alias)
+        alias = listing.engine.alias
+        left = self._over().filter(cleaned_up=False, executor=alias)
+        there = left.order_by().values_list("engine_id", flat=True).distinct()
+        ours = [engine_id for engine_id in there if listing.speaks_of(alias, engine_id)]
         gone = [
             _key(attempt)
-            for attempt in left.order_by("updated_at").iterator(BATCH)
-            if attempt.name not in listing.names and _speaks_of(listing, attempt)
+            for attempt in left.filter(engine_id__in=ours).order_by("updated_at").iterator(BATCH)
+            if attempt.name not in listing.names
         ]
         for batch in batched(gone, BATCH):
             lifecycle.cleaned_up(batch)

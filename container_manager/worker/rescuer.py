@@ -70,17 +70,18 @@ class Rescuer:
         `under_way`: the jobs that this worker itself is at, whatever others take it for.
         """
         dead = self.dead()
-        known = self._known_engines(engines)
-        found = lifecycle.orphans(dead, known, most, own=self._worker_id, under_way=under_way)
-        speakable = [each for each in found if engines.for_id(each.executor, each.engine_id)]
-        adopted = _adopt(claimant, speakable) if speakable else []
+        ours = self._our_places(engines)
+        found = lifecycle.orphans(dead, ours, most, own=self._worker_id, under_way=under_way)
+        adopted = _adopt(claimant, found) if found else []
         lifecycle.note_unreachable(dead)
         self._prune(dead)
         return adopted
 
-    def _known_engines(self, engines: Engines) -> list[str]:
-        ids = JobAttempt.objects.active().order_by().values_list("executor", "engine_id").distinct()
-        return [engine_id for alias, engine_id in ids if engines.for_id(alias, engine_id)]
+    def _our_places(self, engines: Engines) -> list[tuple[str, str]]:
+        """Where attempts are held that we may speak about."""
+        held = JobAttempt.objects.active().order_by()
+        places = held.values_list("executor", "engine_id").distinct()
+        return [place for place in places if engines.for_id(*place)]
 
     def _prune(self, dead: set[UUID]) -> None:
         """A dead worker that holds nothing any more needs no row."""

@@ -188,6 +188,16 @@ def _(engine: World) -> None:
     Worker.objects.update(last_beat_at=timezone.now() - LONG_AGO)
 
 
+@plants("rescue_overdue")
+def _(engine: World) -> None:
+    job = lived("running")
+    on_engine(engine, job)
+    age(job)
+    long_ago = timezone.now() - LONG_AGO
+    Worker.objects.update(name="gone", last_beat_at=long_ago)
+    a_living_worker(offers={"fake": {"engine_id": "fake", "available": True}}, started_at=long_ago)
+
+
 @plants("stop_unanswered")
 def _(engine: World) -> None:
     job = lived("running")

@@ -19,6 +19,7 @@ from tests.support.fake_executor import World
 pytestmark = pytest.mark.django_db
 
 REPAIRED = Repair(Engines(["process"]), "").codes
+UNKNOWN = "execution_unknown"
 NOTES = {"running_alone", "attempt_orphaned", "engine_not_looked_at", "execution_of_abandoned"}
 
 
@@ -56,15 +57,24 @@ def test_what_a_person_must_judge_stays_as_it_is(code: str, engine: World) -> No
     assert (rows(), engine.executions) == (before, running)
 
 
+def test_what_the_records_do_not_know_is_removed_only_when_that_is_asked_for(engine: World) -> None:
+    PLANTS[UNKNOWN](engine)
+    answer = run("check_jobs", "--repair", "--remove-unknown")
+    assert answer.code == 0
+    assert answer.lines[0].startswith(f"repaired {UNKNOWN}: ")
+    assert not engine.executions
+    assert run("check_jobs", "--remove-unknown").code == 2
+
+
 def test_json_tells_repairs_and_what_is_left(engine: World) -> None:
-    PLANTS["execution_unknown"](engine)
+    PLANTS["execution_left"](engine)
     PLANTS["retries_exceeded"](engine)
     answer = run("check_jobs", "--repair", "--json")
     assert answer.code == 1
     (name,) = [line.split()[2] for line in answer.json["repairs"]]
     assert name.startswith("cm-")
     assert [each["code"] for each in answer.json["findings"]] == ["retries_exceeded"]
-    assert answer.json["jobs"] == 1
+    assert answer.json["jobs"] == 2
 
 
 def test_what_runs_of_a_lost_job_is_ended_and_nothing_else(engine: World) -> None:
@@ -74,7 +84,7 @@ def test_what_runs_of_a_lost_job_is_ended_and_nothing_else(engine: World) -> Non
     old = lived("running", "completed")
     age(old)
     left, stranger = on_engine(engine, old), put(engine, "something-of-ours")
-    answer = run("check_jobs", "--repair")
+    answer = run("check_jobs", "--repair", "--remove-unknown")
     assert answer.code == 0
     assert set(engine.executions) == {mine, ended_just_now}
     assert {name for what, name in engine.calls if what == "stop 0"} == {left, stranger}

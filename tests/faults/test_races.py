@@ -25,7 +25,7 @@ from container_manager.models import ContainerJob, JobAttempt, JobLog
 from container_manager.models.outcomes import LogChunk, Progress
 from container_manager.states import JobStatus, Reason, StopKind
 from tests.support.spine import (
-    ENGINE,
+    PLACE,
     a_worker,
     at_once,
     contradictions,
@@ -80,7 +80,7 @@ def test_of_several_workers_that_claim_one_row_one_gets_it_and_no_other_hears_an
 
 
 def orphans():
-    return lifecycle.orphans((), [ENGINE], 100)
+    return lifecycle.orphans((), [PLACE], 100)
 
 
 @alone

@@ -186,6 +186,21 @@ def test_of_what_left_nothing_that_is_noted(ground: Ground) -> None:
     assert not is_noted(elsewhere)
 
 
+@PROCESS
+def test_however_much_was_left_on_an_engine_that_is_gone_it_is_asked_for_once(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody will ever remove that; each worker passes it by at every look."""
+    for _ in range(3):
+        over(ground)
+    JobAttempt.objects.update(engine_id="gone with its machine")
+    asked: list[str] = []
+    monkeypatch.setattr(ground.engine, "proves_gone", asked.append)
+    ground.reap()
+    assert asked == ["gone with its machine"]
+    assert not JobAttempt.objects.filter(cleaned_up=True).exists()
+
+
 def test_what_no_attempt_knows_stays_until_a_person_says_so(ground: Ground) -> None:
     """A copy of the database may bear the same label: the worker must not judge it."""
     orphan = ground.start(f"cm-{uuid4()}-1")
@@ -193,7 +208,9 @@ def test_what_no_attempt_knows_stays_until_a_person_says_so(ground: Ground) -> N
     assert ground.runs(orphan)
     (found,) = told()
     assert (found["code"], found["execution"]) == ("execution_unknown", orphan)
-    assert run("check_jobs", "--repair").lines[0] == (
+    assert run("check_jobs", "--repair").code == 1
+    assert ground.runs(orphan)
+    assert run("check_jobs", "--repair", "--remove-unknown").lines[0] == (
         f"repaired execution_unknown: {orphan} was removed"
     )
     assert ground.names() == set()

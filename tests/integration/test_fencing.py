@@ -13,7 +13,7 @@ from container_manager.models import ContainerJob, JobAttempt, JobLog, Worker
 from container_manager.models.outcomes import LogChunk, Progress
 from container_manager.states import StopKind
 from tests.support.spine import (
-    ENGINE,
+    PLACE,
     a_worker,
     at_once,
     contradictions,
@@ -34,7 +34,7 @@ def chunk(lease, data=b"text", offset=0):
 
 def adopt(worker):
     """All orphans on the engine, by a worker that knows of no living one."""
-    return lifecycle.adopt(worker, lifecycle.orphans((), [ENGINE], 100))
+    return lifecycle.adopt(worker, lifecycle.orphans((), [PLACE], 100))
 
 
 def rows():
@@ -191,7 +191,7 @@ def test_output_that_is_being_written_is_there_before_anybody_adopts_the_attempt
 
     worker, other = a_worker("w1"), a_worker("w2")
     lease = held_by(worker)
-    (orphan,) = lifecycle.orphans((), [ENGINE], 1)
+    (orphan,) = lifecycle.orphans((), [PLACE], 1)
     written, go_on = threading.Event(), threading.Event()
 
     def write():
@@ -221,7 +221,7 @@ def register(worker, **fields):
 
 
 def orphaned(dead=()):
-    return {attempt.job_id for attempt in lifecycle.orphans(dead, [ENGINE], 100)}
+    return {attempt.job_id for attempt in lifecycle.orphans(dead, [PLACE], 100)}
 
 
 def test_orphans_are_attempts_whose_worker_is_dead_unknown_or_let_go():
@@ -238,7 +238,7 @@ def test_orphans_are_attempts_whose_worker_is_dead_unknown_or_let_go():
 
 def test_orphans_on_an_engine_that_is_not_ours_are_not_ours_to_judge():
     held_by(a_worker("gone"))
-    assert lifecycle.orphans((), ["engine-2"], 100) == []
+    assert lifecycle.orphans((), [("process", "engine-2")], 100) == []
     assert lifecycle.orphans((), [], 100) == []
 
 
@@ -280,7 +280,7 @@ def test_an_attempt_that_was_adopted_or_ended_since_it_was_seen_is_not_adopted()
     worker, other = a_worker("w1"), a_worker("w2")
     lease = held_by(worker)
     ended = held_by(worker)
-    seen = lifecycle.orphans((), [ENGINE], 100)
+    seen = lifecycle.orphans((), [PLACE], 100)
     finish(worker, ended)
     assert [each.job_id for each in lifecycle.adopt(other, seen)] == [lease.job_id]
     assert lifecycle.adopt(a_worker("w3"), seen) == []
@@ -311,7 +311,7 @@ def test_a_rescuer_that_dies_after_it_adopted_leaves_an_orphan_to_the_next():
 def test_a_worker_that_others_take_for_dead_does_not_adopt_what_it_is_at():
     worker = a_worker("pruned, and alive")
     lease = held_by(worker)
-    seen = lifecycle.orphans((), [ENGINE], 100, own=worker.worker_id, under_way=[lease.job_id])
+    seen = lifecycle.orphans((), [PLACE], 100, own=worker.worker_id, under_way=[lease.job_id])
     assert seen == []
     assert orphaned() == {lease.job_id}
 
@@ -320,5 +320,5 @@ def test_a_claim_whose_answer_was_lost_is_an_orphan_of_the_worker_itself():
     worker = a_worker()
     register(worker)
     lost, known = held_by(worker), held_by(worker)
-    seen = lifecycle.orphans((), [ENGINE], 100, own=worker.worker_id, under_way=[known.job_id])
+    seen = lifecycle.orphans((), [PLACE], 100, own=worker.worker_id, under_way=[known.job_id])
     assert [attempt.job_id for attempt in seen] == [lost.job_id]

@@ -35,7 +35,7 @@ from container_manager.models.leases import Claimant, Lease
 from container_manager.models.outcomes import LogChunk, Progress
 from container_manager.states import VALID_TRANSITIONS, JobStatus, Phase, Reason, StopKind
 from tests.model.expected import Expected, Start, expectation, rows
-from tests.support.spine import ENGINE, LOST, a_worker, ending, failed
+from tests.support.spine import LOST, PLACE, a_worker, ending, failed
 
 QUEUES = ("default", "narrow")
 WORKERS = ("w1", "w2")
@@ -342,7 +342,7 @@ class JobMachine(RuleBasedStateMachine):
         claimant = self.workers[worker]
         if by_row:
             Worker.objects.filter(pk__in=self.vanished).delete()
-        found = lifecycle.orphans(self.vanished, [ENGINE], 100)
+        found = lifecycle.orphans(self.vanished, [PLACE], 100)
         orphans = self._orphans()
         assert {each.job_id for each in found} == orphans.keys()
         adopted = lifecycle.adopt(claimant, found)
@@ -365,6 +365,7 @@ class JobMachine(RuleBasedStateMachine):
         if start.worker is not None:
             self.lost.append((start.worker, start.lease))
         start.worker, start.lease, start.epoch = claimant, lease, lease.epoch
+        start.unreachable = False
 
     @rule(number=st.integers(0, 1000), write=st.sampled_from(sorted(("all", "end", "log"))))
     def stale_write(self, number: int, write: str) -> None:

@@ -21,6 +21,7 @@ from tests.factories import JobFactory
 T = TypeVar("T")
 
 ENGINE = "engine-1"
+PLACE = ("process", ENGINE)
 ANY = Offer("", "auto", "process", "process", ENGINE)
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.db import OperationalError
+from django.utils import timezone
 
 from container_manager import lifecycle
 from container_manager.executors.base import Execution
 from container_manager.models import ContainerJob, JobAttempt, Worker
 from container_manager.models.leases import Offer
+from container_manager.reports.fleet import seen_workers
 from container_manager.states import StopKind
 from container_manager.worker.duties import Every
 from container_manager.worker.heartbeat import Heartbeat
 from container_manager.worker.loop import WorkerLoop
+from container_manager.worker.sweeper import THREADS, Sweeper
 from tests.support.loops import FAKE, work, working
 from tests.support.spine import (
     a_worker,
@@ -29,6 +33,7 @@ from tests.support.workers import settled, status_of, wait_for, wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+AN_HOUR_AGO = datetime.now(UTC) - timedelta(hours=1)
 FAKE_OFFER = Offer("", "auto", "fake", "container", "fake")
 
 
@@ -187,6 +192,38 @@ def test_a_worker_whose_row_was_pruned_says_that_it_lives(world):
     assert Worker.objects.filter(pk=worker.pk).exists()
     heartbeat._beat()
     assert Worker.objects.get().beat == 1
+
+
+@pytest.mark.parametrize("beats", [0, 1])
+def test_whoever_may_abandon_its_jobs_sees_it_live_whatever_its_own_clock_says(
+    world, monkeypatch, beats
+):
+    worker = Worker(name="w", hostname="h", pid=1, concurrency=1, last_beat_at=AN_HOUR_AGO)
+    heartbeat = Heartbeat(worker, 1.0)
+    monkeypatch.setattr(timezone, "now", lambda: AN_HOUR_AGO)
+    monkeypatch.setattr(
+        "container_manager.worker.heartbeat.database_now", lambda _: datetime.now(UTC)
+    )
+    heartbeat.register_again()
+    for _ in range(beats):
+        heartbeat._beat()
+    monkeypatch.undo()
+    assert [seen.alive for seen in seen_workers()] == [True]
+
+
+def test_a_worker_without_a_thread_to_spare_removes_later_what_is_left(monkeypatch):
+    sweeper, removed = Sweeper(), threading.Event()
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", _no_thread)
+        for number in range(THREADS):
+            sweeper.do(f"early {number}", None, lambda: None)
+    sweeper.do("late", None, removed.set)
+    assert removed.wait(10)
+    wait_until(lambda: sweeper.is_idle, "all to be removed")
+
+
+def _no_thread(_thread):
+    raise RuntimeError("can't start new thread")
 
 
 def test_a_worker_whose_heartbeat_ended_ends_itself(world, monkeypatch):

@@ -14,7 +14,7 @@ from container_manager.models import ContainerJob, JobAttempt, JobLog
 from container_manager.states import Phase
 from container_manager.worker.output import Output
 from container_manager.worker.recorder import Recorder
-from tests.support.spine import ENGINE, a_worker, contradictions, ending, held_by, path_of
+from tests.support.spine import PLACE, a_worker, contradictions, ending, held_by, path_of
 
 pytestmark = pytest.mark.django_db
 
@@ -43,7 +43,7 @@ def outputs(lease, data=b"text", cap=10**6):
 def lose(lease):
     (adopted,) = lifecycle.adopt(
         a_worker("w2"),
-        [each for each in lifecycle.orphans((), [ENGINE], 10) if each.job_id == lease.job_id],
+        [each for each in lifecycle.orphans((), [PLACE], 10) if each.job_id == lease.job_id],
     )
     return adopted
 
@@ -221,7 +221,7 @@ def test_what_is_forgotten_is_not_written(recorder, worker):
 
 def test_forgetting_an_old_lease_leaves_the_new_one_alone(recorder, worker):
     lease = held_by(worker)
-    (again,) = lifecycle.adopt(worker, lifecycle.orphans((), [ENGINE], 1))
+    (again,) = lifecycle.adopt(worker, lifecycle.orphans((), [PLACE], 1))
     recorder.follow(outputs(again))
     recorder.forget(lease)
     recorder.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 from django.db import OperationalError, connection
@@ -204,6 +205,12 @@ def test_no_more_are_taken_over_than_asked_for(rescuer, me, engines):
     first = rescuer.rescue(me, engines, 2)
     rest = rescuer.rescue(me, engines, 10, under_way=[lease.job_id for lease in first])
     assert (len(first), len(rest)) == (2, 3)
+
+
+def test_orphans_under_an_alias_that_is_gone_do_not_stand_in_the_way(rescuer, me, engines):
+    held_by(a_worker("gone", offers=[replace(OFFER, alias="renamed")]))
+    ours = held_by(a_worker("gone", offers=[OFFER]))
+    assert [lease.job_id for lease in rescuer.rescue(me, engines, 1)] == [ours.job_id]
 
 
 def test_what_this_worker_is_at_is_not_taken_over_from_itself(rescuer, me, engines):

@@ -14,6 +14,7 @@ from container_manager.executors.base import (
     Barred,
     Chunk,
     EngineRefused,
+    EngineUnavailable,
     Execution,
     ExecutorError,
     LaunchFailed,
@@ -225,6 +226,23 @@ def test_a_lost_attempt_does_not_wait_for_an_engine_that_is_away(new_run, record
     made.let_go()
     made.thread.join(30)
     assert recorder.ends == []
+
+
+def test_who_hears_from_the_engine_is_told_after_who_did_not(new_run, recorder, monkeypatch):
+    """A stopper's thread finds the engine away while the output still comes in."""
+    made, step = new_run(), recorder.step
+    answers = threading.Thread(target=made._reachable_again)
+
+    def overtaken(lease, phase, **facts):
+        if facts["unreachable"]:
+            answers.start()
+            answers.join(0.2)
+        return step(lease, phase, **facts)
+
+    monkeypatch.setattr(recorder, "step", overtaken)
+    made._note_unreachable(EngineUnavailable("The engine is away."))
+    answers.join()
+    assert [facts["unreachable"] for _, facts in recorder.steps] == [True, False]
 
 
 # Lost

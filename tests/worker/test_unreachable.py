@@ -15,6 +15,7 @@ from container_manager.models.outcomes import Progress
 
 pytestmark = pytest.mark.django_db
 Make = Callable[..., ContainerJob]
+EARLIER = timezone.now() - timedelta(hours=2)
 
 
 def worker(**offer: object) -> Worker:
@@ -82,6 +83,19 @@ def test_after_its_time_it_is_failed_as_unproven_and_its_worker_is_fenced(job: M
     assert (fresh.phase, fresh.job.status) == ("started", "running")
     late = Progress(lost.job_id, 1, 1, "stopping")
     assert lifecycle.progress(Claimant(holder, "late", ()), [late]) == set()
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_an_orphan_whose_engine_is_back_is_left_to_who_reaches_it(job: Make, dead: bool) -> None:
+    """Also where all workers stood still together for longer than jobs are waited for."""
+    holder = worker()
+    Worker.objects.filter(pk=holder.pk).update(last_beat_at=EARLIER if dead else timezone.now())
+    orphan = running(job, worker_id=holder.pk, unreachable_since=EARLIER)
+    reaches = worker()
+    assert lifecycle.give_up_unproven(3600) == (0 if dead else 1)
+    if dead:
+        lifecycle.adopt(Claimant(reaches.pk, "next", ()), [orphan])
+        assert lifecycle.give_up_unproven(3600) == 0
 
 
 def test_a_stop_that_is_asked_meanwhile_does_not_make_it_reachable(job: Make) -> None:

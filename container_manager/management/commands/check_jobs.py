@@ -13,7 +13,7 @@ from container_manager import consistency, guarding
 from container_manager.consistency import FINDING, Finding
 from container_manager.engines import Engines
 from container_manager.management import tables
-from container_manager.management.base import JobCommand, failed
+from container_manager.management.base import JobCommand, failed, wrong_usage
 from container_manager.management.selection import find_ids
 from container_manager.models import ContainerJob, Installation
 from container_manager.repair import Repair
@@ -37,16 +37,25 @@ class Command(JobCommand):
             "attempts that ended jobs hold), with a line for each; then compare again",
         )
         parser.add_argument(
+            "--remove-unknown",
+            action="store_true",
+            help="with --repair: also end and remove what bears our label and belongs to no "
+            "attempt of this database; not on a copy of a database, nor after a restore",
+        )
+        parser.add_argument(
             "--recount",
             action="store_true",
             help="begin the counters anew from the rows first; who writes a job waits meanwhile",
         )
 
     def handle(self, **options: Any) -> None:
+        if options["remove_unknown"] and not options["repair"]:
+            raise wrong_usage("--remove-unknown: only together with --repair")
         if options["recount"]:
             guarding.recount("default")
         self.ids = find_ids(options["ids"]) if options["ids"] else None
         self.looks_at_engines = not options["no_engines"]
+        self.removes_unknown = options["remove_unknown"]
         self.engines = Engines()
         try:
             if self.looks_at_engines:
@@ -72,7 +81,8 @@ class Command(JobCommand):
             yield from consistency.engine_findings(self.engines, instance, self.ids)
 
     def _repairs(self) -> Iterator[str]:
-        return Repair(self.engines, Installation.instance()).mend(self._findings())
+        repair = Repair(self.engines, Installation.instance(), unknown=self.removes_unknown)
+        return repair.mend(self._findings())
 
     def _show_lines(
         self, repairs: Iterable[str], findings: Iterable[Finding], _jobs: int
