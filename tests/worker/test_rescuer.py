@@ -14,7 +14,7 @@ from container_manager.models import JobAttempt, Worker
 from container_manager.models.leases import Offer
 from container_manager.worker.rescuer import Rescuer
 from tests.support.loops import FAKE
-from tests.support.spine import a_worker, finish, held_by
+from tests.support.spine import a_worker, finish, held_by, reaching
 
 pytestmark = pytest.mark.django_db
 
@@ -151,6 +151,23 @@ def test_also_an_observer_whose_every_look_is_late_finds_the_dead(rescuer, clock
     assert rescuer.known_dead == {other.pk}
 
 
+def test_while_its_own_beats_are_not_taken_a_worker_takes_nobody_for_dead(rescuer, clock, me):
+    """Row 9: the database takes no beats, those of the others as little as ours."""
+    register()
+    register("me", pk=me.worker_id)
+    assert watch(rescuer, clock, LEASE) == set()
+
+
+def test_beats_of_its_own_that_are_late_by_half_a_lease_are_not_late_yet(rescuer, clock, me):
+    other, mine = register(), register("me", pk=me.worker_id)
+    rescuer.dead()
+    clock.now += LEASE / 2
+    assert rescuer.dead() == set()
+    beat(mine)
+    clock.now += LEASE / 2
+    assert rescuer.dead() == {other.pk}
+
+
 @contextmanager
 def broken_connection():
     def refuse(*_):
@@ -185,6 +202,33 @@ def test_the_attempts_of_the_dead_are_taken_over(rescuer, clock, me, engines):
     assert [each.job_id for each in rescuer.rescue(me, engines, 10)] == [lease.job_id]
     assert JobAttempt.objects.get().worker_id == me.worker_id
     assert not Worker.objects.exists()
+
+
+def test_an_adoption_is_told_with_whom_the_job_was_before(rescuer, clock, me, engines, caplog):
+    died = held_by(a_worker("w7", offers=[OFFER]))
+    left = held_by(a_worker("w8", offers=[OFFER]))
+    JobAttempt.objects.filter(job=left.job_id).update(worker_id=None)
+    caplog.clear()
+    rescuer.rescue(me, engines, 10)
+    assert sorted(record.getMessage() for record in caplog.records) == sorted(
+        [
+            f"Job {died.job_id}: adopted, worker w7 is gone",
+            f"Job {left.job_id}: adopted, worker w8 let it go",
+        ]
+    )
+
+
+def test_the_points_of_a_rescue_are_reached_only_where_there_is_something_to_rescue(
+    rescuer, me, engines
+):
+    seen = []
+    with reaching(seen.append):
+        rescuer.rescue(me, engines, 10)
+        assert seen == []
+        held_by(a_worker("gone", offers=[OFFER]))
+        seen.clear()
+        rescuer.rescue(me, engines, 10)
+    assert seen == ["A2", "A1"]
 
 
 def test_a_dead_worker_keeps_its_row_as_long_as_it_holds_something(rescuer, clock, me, engines):
