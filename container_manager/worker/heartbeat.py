@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from django.db import Error, connection
 from django.db.models import F
@@ -26,10 +27,12 @@ class Heartbeat:
     def __init__(self, worker: Worker, seconds: float) -> None:
         self._worker = worker
         self._seconds = seconds
+        self._taken_at = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
+        self._taken_at = time.monotonic()
         self._thread.start()
 
     def stop(self) -> None:
@@ -39,6 +42,11 @@ class Heartbeat:
     @property
     def is_alive(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def is_late(self) -> bool:
+        """No beat was taken for two thirds of a lease: others may soon take us for dead."""
+        return time.monotonic() - self._taken_at > 2 * self._seconds
 
     def register_again(self) -> None:
         """If the row was pruned: everybody takes us for dead, and epochs guard what we held."""
@@ -73,6 +81,8 @@ class Heartbeat:
         return True
 
     def _beat(self) -> None:
+        began = time.monotonic()
         rows = Worker.objects.filter(pk=self._worker.pk)
         if not rows.update(beat=F("beat") + 1, last_beat_at=Now()):
             self.register_again()
+        self._taken_at = began

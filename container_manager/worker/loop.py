@@ -216,8 +216,8 @@ class WorkerLoop:
         return self._concurrency - len(self._runs)
 
     def _claim(self) -> None:
-        if not self._should_look(time.monotonic()) or self._free <= 0:
-            return
+        if not self._should_look(time.monotonic()) or self._free <= 0 or self._heartbeat.is_late:
+            return  # what is claimed by one that others take for dead is theirs at once
         asked = min(self._free, self._settings.CLAIM_BATCH)
         leases = lifecycle.claim(self._claimant, asked)
         self._found_nothing = len(leases) < asked

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -266,12 +267,14 @@ def _work(executor: str, name: str, moment: str, counts: Path | None) -> int:
 
 def _only_while_a_job_runs(armed: crashes.Crashes) -> None:
     """These two are reached again and again; they say most when something is at stake."""
-    runs: list[str] = []
+    runs, came = threading.Event(), threading.Event()
 
     def reach(point: str) -> None:
         if point == "R5":
-            runs.append(point)
-        elif runs:
+            runs.set()
+            came.wait(LONGEST_PAUSE)  # else a short job might be over before
+        elif runs.is_set():
+            came.set()
             armed.come_to(point)
 
     faults.on_reach = reach

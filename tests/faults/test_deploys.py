@@ -83,7 +83,7 @@ def test_replacing_all_workers_one_by_one_under_load_loses_nothing(
     """What a worker stops when it leaves runs again, from its beginning; what ended stays ended."""
     runs = tmp_path / "ended"
     script = f"sleep 0.5; echo $CM_JOB_ID >> {runs}"
-    living = [workers.start("--concurrency", "3") for _ in range(2)]
+    living = [workers.start("--concurrency", "3").wait_until_started() for _ in range(2)]
     jobs: list[ContainerJob] = []
     for _ in range(2):
         for old in list(living):

@@ -44,7 +44,11 @@ def kind(request, workers):
 def _nothing_is_left(workers):
     yield
     if workers.started and not workers.started[-1].has_ended:
-        wait_until(lambda: not workers.left_behind(), "the remains to be removed")
+        try:
+            wait_until(lambda: not workers.left_behind(), "the remains to be removed")
+        except AssertionError:
+            print(workers.left_behind(), workers.said)
+            raise
         assert contradictions() == []
 
 

@@ -194,6 +194,31 @@ def test_a_worker_whose_row_was_pruned_says_that_it_lives(world):
     assert Worker.objects.get().beat == 1
 
 
+def test_a_beat_is_late_when_none_was_taken_for_two_thirds_of_a_lease(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("container_manager.worker.heartbeat.time.monotonic", lambda: clock[0])
+    worker = Worker.objects.create(name="w", hostname="h", pid=1, concurrency=1)
+    heartbeat = Heartbeat(worker, 10.0)
+    clock[0] += 20
+    assert not heartbeat.is_late
+    clock[0] += 1
+    assert heartbeat.is_late
+    heartbeat._beat()
+    assert not heartbeat.is_late
+
+
+def test_a_worker_whose_beat_is_late_claims_nothing_until_one_is_taken(world, monkeypatch):
+    """It may have been stopped for long: others would take at once what it claims."""
+    asked, late = [], [True]
+    monkeypatch.setattr(Heartbeat, "is_late", property(lambda _: asked.append(1) or late[0]))
+    job = queued()
+    with working():
+        wait_until(lambda: len(asked) > 3, "it to look for work")
+        assert path_of(job) == ["queued"]
+        late[0] = False
+        assert settled(job).status == "completed"
+
+
 @pytest.mark.parametrize("beats", [0, 1])
 def test_whoever_may_abandon_its_jobs_sees_it_live_whatever_its_own_clock_says(
     world, monkeypatch, beats
