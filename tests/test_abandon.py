@@ -149,8 +149,12 @@ def test_a_job_whose_engine_answers_is_refused_with_what_to_do_instead() -> None
     living(worker)
     lease = held_by(worker)
     assert lifecycle.abandon([lease.job_id]) == {lease.job_id: Stopped.REFUSED}
-    with pytest.raises(StillReached, match=r"engine process answers \(worker w1\).*kill it"):
+    with pytest.raises(
+        StillReached, match=r"engine process answers \(worker w1\).*kill it"
+    ) as caught:
         lifecycle.abandon_one(lease.job_id)
+    told = caught.value
+    assert (told.entity.pk, told.old, told.new) == (lease.job_id, "running", "failed")
     assert path_of(lease.job_id)[-1] == "running"
 
 
@@ -164,8 +168,11 @@ def test_only_a_running_job_is_abandoned(status: str) -> None:
 
 def test_a_job_that_runs_by_hand_is_nobodys_to_abandon() -> None:
     job = JobFactory(status="running")
-    with pytest.raises(StillReached, match="cancel and kill act at once"):
+    with pytest.raises(
+        StillReached, match="^No worker holds it: cancel and kill act at once$"
+    ) as caught:
         lifecycle.abandon_one(job.pk)
+    assert caught.value.entity == job
 
 
 def test_one_job_may_be_abandoned_at_the_revision_that_was_read() -> None:

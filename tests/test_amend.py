@@ -70,9 +70,27 @@ def test_a_change_moves_nothing_and_changes_the_revision(job):
 def test_a_change_of_a_revision_that_has_passed_is_refused(job):
     one = job()
     lifecycle.amend(one.pk, {"name": "first"}, revision=one.revision)
-    with pytest.raises(StaleState):
+    now = ContainerJob.objects.get()
+    with pytest.raises(StaleState, match=f"^Job {one.pk} is at revision {now.revision}$") as caught:
         lifecycle.amend(one.pk, {"name": "second"}, revision=one.revision)
-    assert ContainerJob.objects.get().name == "first"
+    assert (caught.value.entity, caught.value.old) == (one, "pending")
+    assert now.name == "first"
+
+
+def test_a_change_looks_at_what_is_changed_only(job):
+    """A row that could not be submitted any more, as an import may leave it, still has a name."""
+    one = job()
+    ContainerJob.objects.filter(pk=one.pk).update(image="-v")
+    assert lifecycle.amend(one.pk, {"name": "new", "priority": 7}).name == "new"
+    stored = ContainerJob.objects.get()
+    assert (stored.name, stored.priority, stored.image) == ("new", 7, "-v")
+
+
+def test_what_may_still_be_changed_is_told(job):
+    with pytest.raises(NotChangeable) as caught:
+        lifecycle.amend(job(status="running").pk, {"image": "other", "name": "fine"})
+    assert "image" in str(caught.value)
+    assert "labels, name" in str(caught.value)
 
 
 @pytest.mark.parametrize(

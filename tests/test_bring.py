@@ -55,6 +55,7 @@ def test_a_held_job_is_asked_to_stop_once():
     with pytest.raises(StopRequested) as caught:
         lifecycle.bring(job.pk, JobStatus.CANCELLED)
     assert (caught.value.old, caught.value.code) == ("running", "stop_requested")
+    assert (caught.value.entity, caught.value.new) == (job, "cancelled")
     assert lifecycle.bring(job.pk, JobStatus.KILLED) == Stopped.REQUESTED
 
 

@@ -477,6 +477,19 @@ def test_a_person_may_retry_a_failed_job_at_any_time_and_it_uses_up_nothing():
     assert path_of(job)[-4:] == ["failed", "retrying", "queued", "running"]
 
 
+def test_a_retry_is_of_the_jobs_that_were_named_and_of_no_others():
+    worker = a_worker()
+    one, other = (finish(worker, held_by(worker, max_retries=0), 1) for _ in range(2))
+    assert lifecycle.retry([one.pk]) == 1
+    assert path_of(one)[-2:] == ["retrying", "queued"]
+    assert path_of(other)[-1] == "failed"
+
+
+def test_a_retry_that_cannot_be_says_from_where_to_where():
+    with pytest.raises(InvalidTransition, match="from queued to retrying"):
+        lifecycle.retry([queued().pk])
+
+
 def test_a_person_may_retry_what_was_poison():
     worker = a_worker()
     lease = held_by(worker, infra_retry_count=3)

@@ -32,8 +32,9 @@ MODULES = {
 TESTS = (
     *("tests/models", "tests/guard", "tests/worker", "tests/integration", "tests/model"),
     *("tests/test_states.py", "tests/test_retries.py", "tests/test_lifecycle.py"),
-    *("tests/test_amend.py", "tests/test_bring.py", "tests/test_abandon.py", "tests/api"),
-    *("tests/commands", "tests/faults"),
+    *("tests/test_amend.py", "tests/test_bring.py", "tests/test_abandon.py"),
+    *("tests/test_requesters.py", "tests/test_checks.py", "tests/api/test_job_submit.py"),
+    *("tests/consistency", "tests/commands", "tests/faults"),
 )
 QUICK = "not processes and not docker and not web and not browser"
 
