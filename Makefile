@@ -76,14 +76,15 @@ test-sqlite: $(INSTALLED) ## the tests on SQLite
 	$(LIVE) $(PYTEST) $(NONE_IS_FINE)
 	$(IN_BROWSER) $(PYTEST) $(NONE_IS_FINE)
 
-# Executors never see the database: once is enough for them.
+# Executors never see the database: once is enough for them. Pages look alike on both.
 ON_POSTGRES := --ignore=tests/executors --ignore=tests/faults/engine
+A_MORNING := -k an_operators_morning
 
 test-postgres: $(INSTALLED) ## the tests on a PostgreSQL that is started for them
 	@echo "== PostgreSQL"
 	$(PY) -m tests.services postgres -- $(TOGETHER) $(ON_POSTGRES) $(PYTEST) $(NONE_IS_FINE)
 	$(PY) -m tests.services postgres -- $(LIVE) $(ON_POSTGRES) $(PYTEST) $(NONE_IS_FINE)
-	$(PY) -m tests.services postgres -- $(IN_BROWSER) $(ON_POSTGRES) $(PYTEST) $(NONE_IS_FINE)
+	$(PY) -m tests.services postgres -- $(IN_BROWSER) $(ON_POSTGRES) $(A_MORNING) $(PYTEST) $(NONE_IS_FINE)
 
 # A process that a browser could reach: what docs/deployment.md shows.
 PRODUCTION := env -u DATABASE_URL DEBUG=off ALLOWED_HOSTS=jobs.example.org \
