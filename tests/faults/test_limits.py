@@ -37,7 +37,8 @@ def in_docker(test):
 def test_containers_meet_their_limits_and_the_neighbours_do_not_notice(workers):
     with beside_innocents(workers, "docker", concurrency=8):
         main = queue_job("docker", f"exec sh -c '{GREEDY}'", memory_limit_mb=32)
-        child = queue_job("docker", f"{CHILD}; exit 3", memory_limit_mb=32)
+        # The engine hears of the kernel's doing on another way than of the end.
+        child = queue_job("docker", f"{CHILD}; sleep 2; exit 3", memory_limit_mb=32)
         killed = queue_job("docker", f"{CHILD}; {READY}", memory_limit_mb=32, max_retries=3)
         bomb = queue_job("docker", BOMB, pids_limit=32, timeout_seconds=3)
         disk = queue_job("docker", "head -c 200000000 /dev/zero > /tmp/x; touch /x")

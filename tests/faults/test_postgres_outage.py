@@ -338,7 +338,7 @@ def test_when_no_connection_is_left_everybody_waits_and_nothing_is_lost(
     server: PostgresServer, crew: WorkersAt, tmp_path: Path
 ) -> None:
     """Row 12: thirty clients want more than there is; the heartbeat keeps what it has."""
-    server.restart(max_connections=16, superuser_reserved_connections=1, reserved_connections=0)
+    server.restart(max_connections=21, superuser_reserved_connections=6, reserved_connections=0)
     server.sql("CREATE ROLE app LOGIN")
     server.sql("GRANT ALL ON ALL TABLES IN SCHEMA public TO app", server.database)
     crew.url = server.url().replace("postgres@", "app@")
