@@ -169,7 +169,7 @@ def test_only_a_running_job_is_abandoned(status: str) -> None:
 def test_a_job_that_runs_by_hand_is_nobodys_to_abandon() -> None:
     job = JobFactory(status="running")
     with pytest.raises(
-        StillReached, match="^No worker holds it: cancel and kill act at once$"
+        StillReached, match=r"^No worker holds it: cancel and kill act at once$"
     ) as caught:
         lifecycle.abandon_one(job.pk)
     assert caught.value.entity == job
