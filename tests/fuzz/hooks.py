@@ -47,6 +47,8 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     """What must not happen to the run itself: to lose its token, or to wait for a minute."""
     if "/auth/logout" in case.operation.path:
         _spend_a_spare_token(case)
+    if "/abandon/" in case.operation.path and _is_somebodys(case):
+        case.headers["Authorization"] = f"Token {TARGETS['people']['operator']}"
     if _seconds(case.query.get("wait")) > LONGEST_WAIT:
         case.query["wait"] = LONGEST_WAIT
 
@@ -57,6 +59,10 @@ def after_call(context: Any, case: Any, response: Any) -> None:
     told = {"operation": case.operation.label, "status": response.status_code}
     with TALLY.open("a") as tally:
         tally.write(json.dumps(told) + "\n")
+
+
+def _is_somebodys(case: Any) -> bool:
+    return case.headers.get("Authorization") in _tokens_in_use
 
 
 def _is_positive(case: Any) -> bool:

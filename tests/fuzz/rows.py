@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, field
 from itertools import cycle, islice
 from typing import Any
 
-from container_manager.models import ContainerJob, JobLog, Queue, Worker
+from django.utils import timezone
+
+from container_manager.models import ContainerJob, JobAttempt, JobLog, Queue, Worker
 from container_manager.states import LAUNCHED, JobStatus, Phase, Stream
 from tests.factories import AttemptFactory, JobFactory
 from tests.support.web import PASSWORD, Person, make_person
@@ -33,6 +35,8 @@ BULK_QUEUE = "bulk"
 
 QUEUES = ("default", "nightly", "gpu.a100")
 HELD = 3
+LOST = 100
+"""Held jobs whose engine nobody reaches."""
 
 
 @dataclass
@@ -57,7 +61,9 @@ def make_targets(cases: int) -> Targets:
     operator = make_person("operator", "operate_containerjob", is_staff=True)
     workers = [_worker(number) for number in range(2)]
     jobs = {kind: _jobs(kind, ada, _wanted(kind, cases)) for kind in STATES}
-    jobs["cancel"] += _held_jobs(ada, workers[0])
+    jobs["cancel"] += _held_jobs(ada, workers[0], HELD)
+    jobs["abandon"] = _held_jobs(ada, workers[0], LOST)
+    JobAttempt.objects.filter(job__in=jobs["abandon"]).update(unreachable_since=timezone.now())
     for name in (*QUEUES, BULK_QUEUE):
         Queue.objects.create(name=name, paused=name == "nightly", max_running=2)
     JobFactory(created_by=bob.user)
@@ -118,9 +124,9 @@ def _worker(number: int) -> Worker:
     )
 
 
-def _held_jobs(owner: Person, worker: Worker) -> list[str]:
+def _held_jobs(owner: Person, worker: Worker, wanted: int) -> list[str]:
     """Running ones that a worker holds which never answers: asked to stop, they go on running."""
-    jobs = [JobFactory(created_by=owner.user, status=JobStatus.RUNNING) for _ in range(HELD)]
+    jobs = [JobFactory(created_by=owner.user, status=JobStatus.RUNNING) for _ in range(wanted)]
     for job in jobs:
         AttemptFactory(job=job, worker_id=worker.pk, worker_name=worker.name)
     return [str(job.pk) for job in jobs]
