@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -38,15 +39,16 @@ def patiently(call: Callable[[], T], patience: float = 60.0) -> T:
             time.sleep(0.1)
 
 
-class Person(threading.Thread):
+class Person(threading.Thread, ABC):
     """Does its work on a thread; what went wrong there is raised where it is waited for."""
 
     def __init__(self) -> None:
         super().__init__(name=type(self).__name__, daemon=True)
         self.error: BaseException | None = None
 
+    @abstractmethod
     def work(self) -> None:
-        raise NotImplementedError
+        """All of it; the thread ends with it."""
 
     def run(self) -> None:
         try:
