@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from django.http import HttpResponse
@@ -51,6 +52,13 @@ LOCATION = Header(
 )
 MOVED = {200: ONE_JOB}
 STOPPED = {200: ONE_JOB, 202: ONE_JOB}
+
+a_verb = partial(operation, body_required=False, problems=(409, 412))
+a_move = partial(a_verb, answers=MOVED, headers=(IF_MATCH, preconditions.ETAG_OF_200))
+a_stop = partial(
+    a_verb, body=NO_BODY, answers=STOPPED, headers=(IF_MATCH, preconditions.ETAG_OF_200_202)
+)
+"""What the verbs of one job have in common."""
 
 
 class JobViewSet(BaseViewSet):
@@ -151,17 +159,7 @@ class JobViewSet(BaseViewSet):
 
     # Its verbs
 
-    @operation(
-        "Queue a job",
-        body=QUEUEING,
-        body_required=False,
-        answers=MOVED,
-        problems=(409, 412),
-        headers=(
-            IF_MATCH,
-            preconditions.ETAG_OF_200,
-        ),
-    )
+    @a_move("Queue a job", body=QUEUEING)
     @action(detail=True, methods=["post"])
     def queue(self, request: Request, pk: str) -> Response:
         """From `pending`; or from `retrying`, without waiting out the backoff."""
@@ -173,67 +171,25 @@ class JobViewSet(BaseViewSet):
         )
         return _came(job, came, wait=0)
 
-    @operation(
-        "Cancel a job",
-        query=(WAIT_NOT,),
-        body=NO_BODY,
-        body_required=False,
-        answers=STOPPED,
-        problems=(409, 412),
-        headers=(
-            IF_MATCH,
-            preconditions.ETAG_OF_200_202,
-        ),
-    )
+    @a_stop("Cancel a job", query=(WAIT_NOT,))
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, pk: str) -> Response:
         """One that does not run never starts; one that runs is asked to stop, then by force."""
         return self._bring(request, pk, JobStatus.CANCELLED)
 
-    @operation(
-        "Kill a job",
-        query=(WAIT,),
-        body=NO_BODY,
-        body_required=False,
-        answers=STOPPED,
-        problems=(409, 412),
-        headers=(
-            IF_MATCH,
-            preconditions.ETAG_OF_200_202,
-        ),
-    )
+    @a_stop("Kill a job", query=(WAIT,))
     @action(detail=True, methods=["post"])
     def kill(self, request: Request, pk: str) -> Response:
         """Stopped by force, at once."""
         return self._bring(request, pk, JobStatus.KILLED)
 
-    @operation(
-        "Retry a job",
-        body=NO_BODY,
-        body_required=False,
-        answers=MOVED,
-        problems=(409, 412),
-        headers=(
-            IF_MATCH,
-            preconditions.ETAG_OF_200,
-        ),
-    )
+    @a_move("Retry a job", body=NO_BODY)
     @action(detail=True, methods=["post"])
     def retry(self, request: Request, pk: str) -> Response:
         """From `failed` it ends in `queued`, and does not use up the job's own retries."""
         return self._bring(request, pk, JobStatus.RETRYING)
 
-    @operation(
-        "Abandon a job",
-        body=NO_BODY,
-        body_required=False,
-        answers=MOVED,
-        problems=(409, 412),
-        headers=(
-            IF_MATCH,
-            preconditions.ETAG_OF_200,
-        ),
-    )
+    @a_move("Abandon a job", body=NO_BODY)
     @action(detail=True, methods=["post"])
     def abandon(self, request: Request, pk: str) -> Response:
         """For operators: a running job whose engine nobody can reach ends as `failed`, `unproven`.

@@ -357,6 +357,26 @@ def _move(
     if not values:
         return {}
     rows, given = given_rows(connection, values, columns)
+    now = clock(connection)
+    changes = sets.format(
+        now=now,
+        milliseconds=milliseconds_since(connection, "j.launched_at"),
+        later=seconds_later(connection, "g.retry_delay"),
+    )
+    rows_moved = _returned(
+        connection,
+        f"""
+        UPDATE container_jobs AS j SET version = j.version + 1, updated_at = {now}, {changes},
+          transition_info = {_what_the_history_tells(connection, told)}
+        FROM {rows} WHERE j.id = g.job_id AND ({moving}) IS TRUE""",
+        [str(claimant.worker_id), given],
+        returning=("j.id", "j.status"),
+    )
+    return {_uuid(job_id): status for job_id, status in rows_moved}
+
+
+def _what_the_history_tells(connection: Any, told: Mapping[str, str]) -> str:
+    """The move's `transition_info`; its one parameter is the worker's id."""
     metadata = {
         "worker": "%s" if connection.vendor == "sqlite" else "%s::text",
         "attempt": "g.attempt",
@@ -370,22 +390,7 @@ def _move(
         "reason": "g.reason",
         "metadata": json_object(connection, metadata),
     }
-    now = clock(connection)
-    changes = sets.format(
-        now=now,
-        milliseconds=milliseconds_since(connection, "j.launched_at"),
-        later=seconds_later(connection, "g.retry_delay"),
-    )
-    rows_moved = _returned(
-        connection,
-        f"""
-        UPDATE container_jobs AS j SET version = j.version + 1, updated_at = {now}, {changes},
-          transition_info = {json_object(connection, info)}
-        FROM {rows} WHERE j.id = g.job_id AND ({moving}) IS TRUE""",
-        [str(claimant.worker_id), given],
-        returning=("j.id", "j.status"),
-    )
-    return {_uuid(job_id): status for job_id, status in rows_moved}
+    return json_object(connection, info)
 
 
 def _only(row: Progress | Ending, columns: Iterable[str]) -> dict[str, Any]:
