@@ -246,15 +246,20 @@ STEPS: dict[str, Callable[[], Predicate]] = {
 
 
 def one_of_each_step(crew: WorkersAt, line: FaultProxy, fault: Any) -> None:
-    """One job for each step; the fault meets that step. None runs twice, each ends right."""
-    worker = crew.start("--concurrency", "4").wait_until_started()
-    jobs = []
+    """One job for each step; the fault meets that step. None runs twice, each ends right.
+
+    The first job is there before the worker: so no claim of nothing meets the fault.
+    """
+    jobs: list[ContainerJob] = []
+    worker = None
     for number, (step, predicate) in enumerate(STEPS.items(), start=1):
         line.next(predicate(), fault)
         jobs += noted(crew, 1)
+        worker = worker or crew.start("--concurrency", "4")
         wait_until(lambda number=number: line.hits >= number, f"the fault at {step}")
         assert settled(jobs[-1]).status == "completed", step
     assert_each_ran_once(crew, jobs)
+    assert worker is not None
     assert not worker.has_ended
     for job in jobs:
         assert len(path_of(job)) == ContainerJob.objects.get(pk=job.pk).version
