@@ -3,7 +3,7 @@
 Four walls, for every guarded table and whatever client writes:
 
 1. an UPDATE that makes an illegal move, moves without raising `version` by one, raises it without
-   a move, or changes an id, is refused;
+   a move, or changes an id or another part of the row's identity, is refused;
 2. every move and every INSERT writes its row into `state_history`;
 3. `state_history` is append-only while the entity exists, and a row written by hand must say what
    the entity's state and version are;
@@ -53,6 +53,12 @@ class GuardedTable:
     state_column: str
     attempt_column: str | None = None
     counted: Counted | None = None
+    identity: tuple[tuple[str, ...], ...] = ()
+    """Sets of columns that no two rows share, and that never change."""
+
+    @property
+    def id_columns(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(["id", *(name for names in self.identity for name in names)]))
 
 
 @dataclass(frozen=True)
@@ -106,10 +112,14 @@ def _legal_moves(guarded: GuardedTable) -> str:
     )
 
 
+def _new_identity(guarded: GuardedTable) -> str:
+    return " OR ".join(f"OLD.{name} <> NEW.{name}" for name in guarded.id_columns)
+
+
 def _bad_update(guarded: GuardedTable) -> str:
     column = guarded.state_column
     return (
-        f"OLD.id <> NEW.id"
+        f"{_new_identity(guarded)}"
         f" OR (OLD.{column} = NEW.{column} AND OLD.version <> NEW.version)"
         f" OR (OLD.{column} <> NEW.{column} AND (NEW.version <> OLD.version + 1"
         f" OR NOT ({_legal_moves(guarded)})))"
@@ -263,10 +273,15 @@ def _sqlite_history(guarded: GuardedTable, event: str) -> Piece:
     return _sqlite_trigger(name, guarded.table, f"AFTER {event.upper()}", when, body)
 
 
+def _same(columns: Iterable[str]) -> str:
+    return " AND ".join(f"{name} = NEW.{name}" for name in columns)
+
+
 def _sqlite_table(guarded: GuardedTable) -> list[Piece]:
     table, machine = guarded.table, guarded.machine
-    # An INSERT OR REPLACE would delete the row it collides with, by id or by rowid, silently.
-    in_use = f'EXISTS (SELECT 1 FROM "{table}" WHERE id = NEW.id OR {_SAME_ROWID})'
+    # An INSERT OR REPLACE would delete the row that it collides with, silently.
+    same = " OR ".join(f"({_same(names)})" for names in (("id",), *guarded.identity))
+    in_use = f'EXISTS (SELECT 1 FROM "{table}" WHERE {same} OR {_SAME_ROWID})'
     return [
         _sqlite_refusal(
             f"{PREFIX}guard_update_{table}",
@@ -405,6 +420,8 @@ BEGIN
   RAISE EXCEPTION USING ERRCODE = '23514', TABLE = TG_TABLE_NAME, CONSTRAINT = TG_NAME, MESSAGE =
     CASE
       WHEN OLD.id <> NEW.id THEN TG_TABLE_NAME || ': an id never changes'
+      WHEN was = is_now AND NEW.version = OLD.version
+        THEN TG_TABLE_NAME || ': what a row is known by never changes'
       WHEN was = is_now THEN TG_TABLE_NAME || ': version changes only with a move'
       WHEN NEW.version <> OLD.version + 1 THEN TG_TABLE_NAME || ': a move raises version by one'
       ELSE 'Invalid status transition: ' || was || ' -> ' || is_now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from django_fsm import ConcurrentTransition, TransitionNotAllowed
@@ -93,3 +94,62 @@ class NothingHeld(ContainerManagerError):
     """This worker does not hold the attempt any more."""
 
     code = "lease_lost"
+
+
+class RunExists(ContainerManagerError, ValueError):
+    """This DAG has a run for that moment."""
+
+    code = "run_exists"
+
+    @classmethod
+    def of(cls, dag: Any, run: Any) -> RunExists:
+        message = f"{dag.name} has a run {run.run_id} already; it is {run.state}"
+        return cls(message, run=str(run.pk))
+
+
+class DagPaused(ContainerManagerError, ValueError):
+    """This DAG is paused: unpause it first."""
+
+    code = "dag_paused"
+
+
+class DagActive(ContainerManagerError, ValueError):
+    """This DAG has runs under way: cancel them or wait for their end."""
+
+    code = "dag_active"
+
+
+class NothingToRetry(MoveRefused):
+    """None of its tasks failed; what was skipped stays skipped: trigger a new run."""
+
+    code = "nothing_to_retry"
+
+
+class ManagedByTask(MoveRefused):
+    """This job belongs to a task of a workflow: retry the task."""
+
+    code = "managed_by_task"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake of a document: where, what, and in which line of its text (from 1)."""
+
+    path: str
+    """Such as `tasks.load.depends_on[0]`; empty for the document as a whole."""
+    message: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        line = "" if self.line is None else f"line {self.line}"
+        return ": ".join(part for part in (line, self.path, self.message) if part)
+
+
+class SpecError(ContainerManagerError, ValueError):
+    """The document of this DAG has mistakes; `problems` are all that were found."""
+
+    code = "invalid_dag"
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(map(str, self.problems)))

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 POINTS = (
     *("S1", "S2", "C1", "C2", "C3", "R1", "R2", "R3", "R4", "R5"),
     *("U1", "U2", "U3", "U4", "X1", "X2", "X3", "X4", "X5"),
-    *("T1", "K1", "K2", "K3", "A1", "A2"),
+    *("T1", "K1", "K2", "K3", "A1", "A2", "N1", "D1"),
 )
 COUNTED = ("sql", "commit", "committed", "engine", "engine-done")
 """Before a statement; before and after a COMMIT; before and after a call of an executor."""

@@ -1,7 +1,7 @@
 """THE SPINE: who changes a job? Only the verbs of this module (and the model's own methods).
 
-People and programs:   submit  amend  revise  enqueue  stop  retry  move  bring  prune  steer_queue
-                       once
+People and programs:   submit  submit_all  amend  revise  enqueue  stop  retry  move  bring  prune
+                       steer_queue  once
 Operators:             abandon  abandon_one  end_unheld
 Workers:               claim  progress  signalled  keep_chunks  finish  requests  release
                        cleaned_up
@@ -113,6 +113,7 @@ __all__ = [
     "steer_queue",
     "stop",
     "submit",
+    "submit_all",
     "verdict",
 ]
 
@@ -167,6 +168,15 @@ def submit(*, queue_now: bool = False, **wanted: Any) -> ContainerJob:
     stored = _insert(job, queue_now)
     reached("S2")
     return stored
+
+
+@verb
+def submit_all(jobs: Sequence[ContainerJob]) -> None:
+    """Queue jobs that were checked by whoever made them; all or none."""
+    now = database_now(USING)
+    for job in jobs:
+        job.status, job.queued_at = JobStatus.QUEUED, now
+    ContainerJob.objects.bulk_create(jobs)
 
 
 SUBMITTABLE = {

@@ -158,6 +158,13 @@ ENDED = tuple(status for status in JobStatus if status not in NOT_ENDED)
 SETTLED = (_J.COMPLETED, _J.FAILED, _J.CANCELLED, _J.KILLED)
 """Nothing more happens by itself. `failed` counts: an automatic retry leaves it at once."""
 
+# The same of a run or a task.
+NOT_OVER = (_W.QUEUED, _W.RUNNING, _W.RETRYING)
+OVER = tuple(state for state in WorkflowState if state not in NOT_OVER)
+STARTED = (_W.RUNNING, _W.RETRYING, _W.SUCCESS)
+RUN_ACTIVE = (_W.RUNNING, _W.RETRYING)
+WENT_WRONG = (_W.FAILED, _W.UPSTREAM_FAILED)
+
 
 class Phase(Words):
     """How far one attempt has come."""
@@ -273,3 +280,19 @@ class StopKind(Words):
     KILL = "kill", "By force, at once."
     TIMEOUT = "timeout", "Too long: asked to stop, given its grace, then by force."
     DRAIN = "drain", "Its worker shuts down and it cannot outlive the worker."
+
+
+class MissedRuns(Words):
+    """What becomes of a schedule's slots that passed while nobody could begin their runs."""
+
+    LATEST = "latest", "Only the newest of them gets a run."
+    ALL = "all", "Each gets its run, the oldest first."
+    NONE = "none", "None of them; only a slot that has just come."
+
+
+class RunType(Words):
+    """Why a run exists."""
+
+    SCHEDULED = "scheduled", "A slot of its schedule came."
+    MANUAL = "manual", "Somebody triggered it."
+    BACKFILL = "backfill", "Somebody asked for the slots of a stretch of time."

@@ -10,8 +10,8 @@ from django.contrib.auth import get_user_model
 from django.utils import timezone
 
 from container_manager import states
-from container_manager.models import ContainerJob, JobAttempt
-from container_manager.states import JobStatus, Phase
+from container_manager.models import ContainerJob, Dag, DagRun, JobAttempt, TaskInstance
+from container_manager.states import JobStatus, Phase, WorkflowState
 from tests.trials.models import Trial
 
 SET_AT = {
@@ -68,3 +68,61 @@ class AttemptFactory(factory.django.DjangoModelFactory[JobAttempt]):
 class TrialFactory(factory.django.DjangoModelFactory[Trial]):
     class Meta:
         model = Trial
+
+
+class DagFactory(factory.django.DjangoModelFactory[Dag]):
+    """A DAG of two tasks."""
+
+    class Meta:
+        model = Dag
+
+    name = factory.Sequence("dag-{}".format)
+    spec = factory.LazyAttribute(
+        lambda made: {
+            "name": made.name,
+            "tasks": {
+                "first": {"image": "busybox:latest", "command": ["/bin/true"]},
+                "second": {
+                    "image": "busybox:latest",
+                    "command": ["/bin/true"],
+                    "depends_on": ["first"],
+                },
+            },
+        }
+    )
+
+
+def _passed(minutes: int, known_in: tuple[str, ...]) -> factory.LazyAttribute:
+    return factory.LazyAttribute(
+        lambda made: timezone.now() - timedelta(minutes=minutes) if made.state in known_in else None
+    )
+
+
+class RunFactory(factory.django.DjangoModelFactory[DagRun]):
+    """A run without tasks."""
+
+    class Meta:
+        model = DagRun
+
+    state = WorkflowState.QUEUED
+    dag = factory.SubFactory(DagFactory)
+    run_id = factory.Sequence("manual__{}".format)
+    execution_date = factory.Sequence(lambda n: timezone.now() + timedelta(seconds=n))
+    spec = factory.LazyAttribute(lambda made: made.dag.spec)
+    started_at = _passed(2, states.STARTED)
+    ended_at = _passed(1, states.OVER)
+
+
+class TaskFactory(factory.django.DjangoModelFactory[TaskInstance]):
+    """A task without a job."""
+
+    class Meta:
+        model = TaskInstance
+
+    state = WorkflowState.QUEUED
+    dag_run = factory.SubFactory(RunFactory)
+    task_id = factory.Sequence("task-{}".format)
+    name = factory.LazyAttribute(lambda made: made.task_id)
+    position = factory.Sequence(int)
+    started_at = _passed(2, states.STARTED)
+    ended_at = _passed(1, states.OVER)

@@ -13,9 +13,12 @@ from container_manager.models.job import ContainerJob
 from container_manager.models.logs import JobLog
 from container_manager.models.queue import Queue
 from container_manager.models.worker import Installation, Worker
+from container_manager.models.workflow import Dag, DagRun, TaskInstance
 
 __all__ = [
     "ContainerJob",
+    "Dag",
+    "DagRun",
     "IdempotencyKey",
     "Installation",
     "JobAttempt",
@@ -25,6 +28,7 @@ __all__ = [
     "JobLog",
     "Queue",
     "StateHistory",
+    "TaskInstance",
     "Worker",
     "acting_as",
 ]

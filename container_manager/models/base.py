@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import wraps
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ from django_fsm import TransitionNotAllowed, transition
 from container_manager import ids
 from container_manager.db_guard import Counted, GuardedTable
 from container_manager.exceptions import HeldByWorker, InvalidTransition, StaleState
+from container_manager.models.expressions import MillisecondsBetween
 from container_manager.states import StateMachine
 
 logger = logging.getLogger("container_manager")
@@ -253,6 +254,10 @@ class GuardedModel(models.Model):
     entity_type: ClassVar[str]
     attempt_field: ClassVar[str | None] = None
     counted: ClassVar[Counted | None] = None
+    timed: ClassVar[tuple[str, str] | None] = None
+    """The columns of its start and its end; `duration_ms` follows from them."""
+    identity: ClassVar[Sequence[Sequence[str]]] = ()
+    """Sets of fields that no two rows share, and that never change."""
 
     id = models.UUIDField(primary_key=True, default=ids.uuid7, editable=False)
     version = models.PositiveIntegerField(
@@ -267,6 +272,7 @@ class GuardedModel(models.Model):
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     updated_at = models.DateTimeField(default=timezone.now, editable=False)
 
+    duration_ms: Any
     _loaded: dict[str, Any] = {}
     _moved_to: str | None = None
     _expected: dict[str, Any] | None = None
@@ -289,11 +295,20 @@ class GuardedModel(models.Model):
     @classmethod
     def derived_columns(cls, change: dict[str, Any]) -> dict[str, Any]:
         """Expressions for columns that follow from those in `change`, for update()."""
-        return {}
+        began, ended = cls.timed or ("", "")
+        if not change.get(ended) or "duration_ms" in change:
+            return {}
+        start = change.get(began, models.F(began))
+        return {"duration_ms": MillisecondsBetween(_moment(start), _moment(change[ended]))}
 
     def derive(self) -> set[str]:
         """Set the columns that follow from others, on the instance; returns their names."""
-        return set()
+        if self.timed is None:
+            return set()
+        began, ended = (getattr(self, name) for name in self.timed)
+        if began and ended and self.duration_ms is None:
+            self.duration_ms = max(0, round((ended - began) / timedelta(milliseconds=1)))
+        return {"duration_ms"} if ended else set()
 
     @classmethod
     def birth_stamps(cls, state: str, now: datetime) -> dict[str, Any]:
@@ -554,6 +569,12 @@ class GuardedModel(models.Model):
         return self._state.db or router.db_for_write(self.__class__, instance=self)
 
 
+def _moment(value: Any) -> Any:
+    if hasattr(value, "resolve_expression"):
+        return value
+    return models.Value(value, output_field=models.DateTimeField())
+
+
 class _AsJson(models.Func):
     """A JSON text that stays an object inside a JSONObject."""
 
@@ -607,6 +628,10 @@ def guarded_tables() -> list[GuardedTable]:
             state_column=model.state_field,
             attempt_column=model.attempt_field,
             counted=model.counted,
+            identity=tuple(
+                tuple(model._meta.get_field(name).attname for name in names)  # type: ignore[union-attr]
+                for names in model.identity
+            ),
         )
         for model in guarded_models()
     ]

@@ -26,14 +26,14 @@ class MillisecondsBetween(models.Func):
 
 
 class HasLabel(models.Func):
-    """True for jobs with exactly this label; a key is a key, also when it looks like a number."""
+    """True for rows with exactly this label; a key is a key, also when it looks like a number."""
 
     output_field = models.BooleanField()
     conditional = True
 
-    def __init__(self, key: str, value: str) -> None:
+    def __init__(self, key: str, value: str, column: str = "labels") -> None:
         self.key, self.value = key, value
-        super().__init__(models.F("labels"))
+        super().__init__(models.F(column))
 
     def as_postgresql(self, compiler: Any, connection: Any, **extra: Any) -> Any:
         labels, parameters = compiler.compile(self.source_expressions[0])

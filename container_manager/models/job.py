@@ -23,7 +23,7 @@ from container_manager.models.base import (
     moves,
     restored_on_error,
 )
-from container_manager.models.expressions import HasLabel, MillisecondsBetween
+from container_manager.models.expressions import HasLabel
 from container_manager.models.job_counts import job_stats
 from container_manager.models.job_stats import stats_of_rows
 from container_manager.models.validators import InRange
@@ -35,12 +35,25 @@ WAKE_CHANNEL = "container_manager"
 _SECONDS = InRange(1, validators.MAX_SECONDS)
 
 
+MANAGERS_CHANNEL = "container_manager_managers"
+"""The same for those who manage jobs: one of theirs has ended."""
+
+
 def wake_workers(using: str) -> None:
     """Tell idle workers, when this transaction commits, that there is something to look at."""
+    _notify(using, WAKE_CHANNEL)
+
+
+def wake_managers(using: str) -> None:
+    """Tell whoever manages jobs, when this transaction commits, that one of them has ended."""
+    _notify(using, MANAGERS_CHANNEL)
+
+
+def _notify(using: str, channel: str) -> None:
     connection = connections[using]
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_notify(%s, '')", [WAKE_CHANNEL])
+            cursor.execute("SELECT pg_notify(%s, '')", [channel])
 
 
 class ContainerJobQuerySet(GuardedQuerySet):
@@ -96,6 +109,7 @@ class ContainerJob(GuardedModel):
     state_field = "status"
     entity_type = "job"
     attempt_field = "attempt"
+    timed = ("launched_at", "completed_at")
     counted = db_guard.Counted(
         owner="created_by_id", duration="duration_ms", timed_state=JobStatus.COMPLETED
     )
@@ -308,20 +322,6 @@ class ContainerJob(GuardedModel):
         return ended
 
     @classmethod
-    def derived_columns(cls, change: dict[str, Any]) -> dict[str, Any]:
-        if "completed_at" not in change or "duration_ms" in change:
-            return {}
-        launched = change.get("launched_at", models.F("launched_at"))
-        between = MillisecondsBetween(_moment(launched), _moment(change["completed_at"]))
-        return {"duration_ms": between} if change["completed_at"] else {}
-
-    def derive(self) -> set[str]:
-        if self.launched_at and self.completed_at and self.duration_ms is None:
-            took = (self.completed_at - self.launched_at) / timedelta(milliseconds=1)
-            self.duration_ms = max(0, round(took))
-        return {"duration_ms"} if self.completed_at else set()
-
-    @classmethod
     def birth_stamps(cls, state: str, now: datetime) -> dict[str, Any]:
         implied = {
             "queued_at": (JobStatus.QUEUED,),
@@ -491,12 +491,6 @@ class ContainerJob(GuardedModel):
         if isinstance(self.__dict__.get("command"), str):
             self.command = validators.split_command(self.command)
         super().save(**options)
-
-
-def _moment(value: Any) -> Any:
-    if hasattr(value, "resolve_expression"):
-        return value
-    return models.Value(value, output_field=models.DateTimeField())
 
 
 def _fresh_attempt() -> dict[str, Any]:

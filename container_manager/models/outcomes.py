@@ -16,6 +16,7 @@ from uuid import UUID
 from django.db import connections
 
 from container_manager import ids
+from container_manager.models.job import wake_managers
 from container_manager.models.leases import Claimant
 from container_manager.models.sql import (
     clock,
@@ -24,7 +25,7 @@ from container_manager.models.sql import (
     milliseconds_since,
     seconds_later,
 )
-from container_manager.states import Reason
+from container_manager.states import SETTLED, Reason
 
 FENCE = (
     "a.job_id = g.job_id AND a.attempt = g.attempt AND a.lease_epoch = g.epoch"
@@ -363,16 +364,18 @@ def _move(
         milliseconds=milliseconds_since(connection, "j.launched_at"),
         later=seconds_later(connection, "g.retry_delay"),
     )
-    rows_moved = _returned(
+    moved = _returned(
         connection,
         f"""
         UPDATE container_jobs AS j SET version = j.version + 1, updated_at = {now}, {changes},
           transition_info = {_what_the_history_tells(connection, told)}
         FROM {rows} WHERE j.id = g.job_id AND ({moving}) IS TRUE""",
         [str(claimant.worker_id), given],
-        returning=("j.id", "j.status"),
+        returning=("j.id", "j.status", "j.managed_by"),
     )
-    return {_uuid(job_id): status for job_id, status in rows_moved}
+    if any(status in SETTLED and manager for _, status, manager in moved):
+        wake_managers(using)
+    return {_uuid(job_id): status for job_id, status, _ in moved}
 
 
 def _what_the_history_tells(connection: Any, told: Mapping[str, str]) -> str:

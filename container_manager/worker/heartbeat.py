@@ -13,10 +13,10 @@ from django.db import Error, connection
 from django.db.models import F
 from django.db.models.functions import Now
 
+from container_manager.duties import pause_after
 from container_manager.faults import reached
 from container_manager.models import Worker
 from container_manager.models.base import database_now
-from container_manager.worker.duties import pause_after
 
 logger = logging.getLogger("container_manager")
 

@@ -15,16 +15,17 @@ from django.db import connection
 from django.db.models import Q
 
 from container_manager import __version__, conf, ids, lifecycle, schema
+from container_manager.duties import Duty, Every, Turns
 from container_manager.engines import Engines
 from container_manager.executors.base import CHUNK_BYTES
 from container_manager.faults import reached
+from container_manager.listener import Listener
 from container_manager.models import ContainerJob, Installation, JobAttempt, JobLog, Queue, Worker
 from container_manager.models.base import database_now
+from container_manager.models.job import WAKE_CHANNEL
 from container_manager.models.leases import Claimant, Lease
 from container_manager.states import JobStatus, StopKind, Stream
-from container_manager.worker.duties import Duty, Every, Turns
 from container_manager.worker.heartbeat import Heartbeat
-from container_manager.worker.listener import Listener
 from container_manager.worker.output import OUTPUT_BYTES, Output
 from container_manager.worker.reaper import Reaper
 from container_manager.worker.recorder import Recorder
@@ -90,7 +91,7 @@ class WorkerLoop:
         self._recorder = Recorder(self._claimant, self._woken.set, settings.LOG_FLUSH_SECONDS)
         self._sweeper = Sweeper()
         self._heartbeat = Heartbeat(self._worker, settings.LEASE_SECONDS / 3)
-        self._listener = Listener(self._wake_to_look)
+        self._listener = Listener(WAKE_CHANNEL, self._wake_to_look)
         self._rescuer = Rescuer(self._worker.id, settings.LEASE_SECONDS)
         self._runs: dict[UUID, Run | None] = {}
         """What is under way by job; None for what runs inside this process."""
@@ -101,7 +102,7 @@ class WorkerLoop:
         self._poll = Every(settings.SQLITE_POLL_SECONDS if sqlite else settings.POLL_SECONDS)
         self._ask = Every(settings.REQUEST_POLL_SECONDS)
         self._rescue = Every(settings.LEASE_SECONDS / 3)
-        self._turns = Turns(self._worker.name)
+        self._turns = Turns(f"Worker {self._worker.name}")
         self._upkeep = [
             Duty("requeueing retries", RequeueRetries(), settings.UPKEEP_SECONDS),
             Duty("expiring waits", ExpireWaiting(), settings.UPKEEP_SECONDS),

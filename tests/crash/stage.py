@@ -16,7 +16,7 @@ from django.conf import settings as django_settings
 from django.db import connections
 
 from container_manager import conf, crashes, faults, lifecycle
-from container_manager.management.commands.run_worker import drain_on_signals
+from container_manager.management.processes import stop_on_signals
 from container_manager.models import ContainerJob, JobAttempt
 from container_manager.states import Phase
 from container_manager.worker import loop as worker_loop
@@ -258,7 +258,7 @@ def _work(executor: str, name: str, moment: str, counts: Path | None) -> int:
     worker = worker_loop.WorkerLoop(
         concurrency=2, executors=[executor], name=name, until_idle=counts is not None
     )
-    drain_on_signals(worker)
+    stop_on_signals(worker.drain)
     code = worker.run()
     if counts is not None:
         counts.write_text(json.dumps(armed.counts))

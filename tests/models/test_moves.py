@@ -9,7 +9,7 @@ from container_manager import states
 from container_manager.exceptions import InvalidTransition
 from container_manager.models import StateHistory
 from container_manager.states import JOB, WORKFLOW
-from tests.factories import JobFactory, TrialFactory
+from tests.factories import JobFactory, RunFactory, TaskFactory
 from tests.models import ways
 from tests.models.ways import ILLEGAL_WAYS, LEGAL_WAYS, ORM_WAYS, name_of, stored, told
 
@@ -17,7 +17,8 @@ pytestmark = pytest.mark.django_db
 
 ALL = [
     *((JobFactory, pair) for pair in ways.pairs(JOB)),
-    *((TrialFactory, pair) for pair in ways.pairs(WORKFLOW)),
+    *((RunFactory, pair) for pair in ways.pairs(WORKFLOW)),
+    *((TaskFactory, pair) for pair in ways.pairs(WORKFLOW)),
 ]
 
 
@@ -36,7 +37,7 @@ def made(factory, state):
 
 
 def test_the_pairs_are_all_there_are():
-    assert len(ALL) == 64 + 49
+    assert len(ALL) == 64 + 2 * 49
     kinds = (ways.legal, ways.illegal, ways.same)
     assert [len(kind(JOB)) for kind in kinds] == [16, 40, 8]
     assert [len(kind(WORKFLOW)) for kind in kinds] == [14, 28, 7]
@@ -51,10 +52,13 @@ def test_a_legal_move_is_made_and_told_once(factory, pair, way):
     row = type(row).objects.get(pk=row.pk)
     assert (row._state_now(), row.version) == (new, 2)
     assert told(row) == [(None, old, 1), (old, new, 2)]
-    assert StateHistory.objects.of(row).last().attempt == getattr(row, "attempt", None)
+    attempt = getattr(row, row.attempt_field or "", None)
+    assert StateHistory.objects.of(row).last().attempt == attempt
     if factory is JobFactory and way is not ways.raw_sql:
         assert row.reason == (new if new in ("cancelled", "killed") else "")
         assert_times_follow(row, old, new, before=row.created_at)
+    if factory is not JobFactory and way is not ways.raw_sql:
+        assert_workflow_times_follow(row, old, new)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +104,18 @@ def test_the_same_state_is_no_move(factory, pair):
     with pytest.raises(IntegrityError, match="version"):
         ways.tried(ways.raw_version_alone, row, state)
     assert told(row) == [(None, state, 1)]
+
+
+def assert_workflow_times_follow(row, old, new):
+    assert (row.ended_at is None) == (new in states.NOT_OVER)
+    if new in states.NOT_OVER:
+        assert row.duration_ms is None
+    if new == "running":
+        assert row.started_at >= row.created_at
+    if new == "queued":
+        assert row.started_at is None
+    if old == "running" and new in states.OVER:
+        assert 100_000 < row.duration_ms < 1_000_000
 
 
 def assert_times_follow(job, old, new, before):

@@ -111,7 +111,7 @@ def raw_version_alone(row: GuardedModel, _new: str) -> None:
 
 def _raw_move(row: GuardedModel, new: str, *, raising: str) -> None:
     table, column = row._meta.db_table, row.state_field
-    times = _raw_times(new) if isinstance(row, ContainerJob) else ""
+    times = _raw_times(new) if isinstance(row, ContainerJob) else _raw_workflow_times(new)
     execute(
         f"UPDATE {table} SET {column} = %s, version = {raising}{times} WHERE id = %s",
         [new, raw_id(row)],
@@ -131,6 +131,13 @@ def _raw_times(new: str) -> str:
         f", launched_at = {launched}, completed_at = {completed}, exit_code = NULL,"
         f" queued_at = coalesce(queued_at, {now})"
     )
+
+
+def _raw_workflow_times(new: str) -> str:
+    now = "CURRENT_TIMESTAMP"
+    started = "NULL" if new == "queued" else f"coalesce(started_at, {now})"
+    ended = f"coalesce(ended_at, {now})" if new in states.OVER else "NULL"
+    return f", started_at = {started}, ended_at = {ended}"
 
 
 # Looking ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from container_manager.models import ContainerJob, JobAttempt, Worker
 from container_manager.models.leases import Offer
 from container_manager.reports.fleet import seen_workers
 from container_manager.states import StopKind
-from container_manager.worker.duties import Every
+from container_manager.duties import Every
 from container_manager.worker.heartbeat import Heartbeat
 from container_manager.worker.loop import WorkerLoop
 from container_manager.worker.sweeper import THREADS, Sweeper

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError
-from collections import deque
 from typing import Any
 
-from django.db import connection
-
-from container_manager import conf, guarding, schema
-from container_manager.management.base import JobCommand, failed, wrong_usage
+from container_manager import conf
+from container_manager.management.base import JobCommand, wrong_usage
 from container_manager.management.children import obey_parent
+from container_manager.management.processes import (
+    keep_no_statements,
+    refuse_unfit_database,
+    stop_on_signals,
+)
 from container_manager.worker.loop import WorkerLoop
 
 
@@ -52,10 +53,7 @@ class Command(JobCommand):
             if alias not in known:
                 names = ", ".join(sorted(known)) or "none"
                 raise wrong_usage(f"--executor: {alias!r} is not one of {names}")
-        if differs := schema.problem("default"):
-            raise failed(differs)
-        if guarding.is_down("default"):
-            raise failed("the database is not guarded: run `manage.py migrate`, which installs it")
+        refuse_unfit_database()
         loop = WorkerLoop(
             queues=options["queues"],
             concurrency=options["concurrency"],
@@ -63,8 +61,8 @@ class Command(JobCommand):
             until_idle=options["until_idle"],
             name=options["name"],
         )
-        drain_on_signals(loop)
-        _keep_no_statements()
+        stop_on_signals(loop.drain)
+        keep_no_statements()
         if options["supervised"]:
             obey_parent(loop.drain)
         code = loop.run()
@@ -72,22 +70,3 @@ class Command(JobCommand):
         sys.stderr.flush()
         # Threads that still read from an engine must not keep the process.
         os._exit(code)
-
-
-def _keep_no_statements() -> None:
-    """DEBUG remembers the last 9,000; those of a worker are as long as what its jobs print."""
-    connection.queries_log = deque(maxlen=0)
-
-
-def drain_on_signals(loop: WorkerLoop) -> None:
-    """The first SIGTERM or SIGINT drains, the second one ends this process at once."""
-
-    def on_signal(number: int, _frame: object) -> None:
-        if on_signal.seen:  # type: ignore[attr-defined]
-            os._exit(128 + number)
-        on_signal.seen = True  # type: ignore[attr-defined]
-        loop.drain()
-
-    on_signal.seen = False  # type: ignore[attr-defined]
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)

@@ -1,4 +1,4 @@
-"""Wakes the worker when PostgreSQL says that there is something to look at. Only a hint."""
+"""Wakes a process when PostgreSQL says that there is something to look at. Only a hint."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from collections.abc import Callable
 
 from django.db import connections
 
-from container_manager.models.job import WAKE_CHANNEL
-
 logger = logging.getLogger("container_manager")
 
 RETRY_SECONDS = 5.0
@@ -19,7 +17,8 @@ RETRY_SECONDS = 5.0
 class Listener:
     """LISTEN over a connection of its own, which no pool and no PgBouncer may share."""
 
-    def __init__(self, wake: Callable[[], None], using: str = "default") -> None:
+    def __init__(self, channel: str, wake: Callable[[], None], using: str = "default") -> None:
+        self._channel = channel
         self._wake = wake
         self._using = using
         self._ended = threading.Event()
@@ -39,7 +38,7 @@ class Listener:
             try:
                 self._listen()
             except psycopg.Error as error:
-                logger.warning("Worker: not listening, polling only: %s", str(error).strip())
+                logger.warning("Not listening, polling only: %s", str(error).strip())
                 self._ended.wait(random.uniform(RETRY_SECONDS / 2, RETRY_SECONDS))  # noqa: S311
 
     def _listen(self) -> None:
@@ -49,7 +48,7 @@ class Listener:
         ours = {"cursor_factory", "context", "prepare_threshold", "pool", "row_factory"}
         parameters = {key: value for key, value in given.items() if key not in ours}
         with psycopg.connect(**parameters, autocommit=True) as connection:
-            connection.execute(f"LISTEN {WAKE_CHANNEL}")
+            connection.execute(f"LISTEN {self._channel}")
             while not self._ended.is_set():
                 for _ in connection.notifies(timeout=1.0, stop_after=1):
                     self._wake()

@@ -1,4 +1,4 @@
-"""What a worker does in turn, each duty by itself: what goes wrong in one stops none of the others.
+"""What a process does in turn, each duty by itself: what goes wrong in one stops no other.
 
 A duty that failed is tried again, ever more seldom while it goes on failing. When the database
 does not answer at all, the whole turn waits instead: no duty could do anything.
@@ -69,10 +69,10 @@ class Duty:
 
 
 class Turns:
-    """Takes the duties of one worker in turn and keeps what goes wrong in each to itself."""
+    """Takes the duties of one process in turn and keeps what goes wrong in each to itself."""
 
-    def __init__(self, worker_name: str) -> None:
-        self._worker_name = worker_name
+    def __init__(self, who: str) -> None:
+        self._who = who
         self._outages = 0
         """Turns in a row in which the database did not answer."""
 
@@ -101,15 +101,11 @@ class Turns:
             duty.do()
         except (OperationalError, InterfaceError) as error:
             duty.went_wrong(time.monotonic())
-            logger.warning(
-                "Worker %s: database, %s: %s", self._worker_name, duty.name, str(error).strip()
-            )
+            logger.warning("%s: database, %s: %s", self._who, duty.name, str(error).strip())
             return _database_answers()
         except Exception:
             duty.went_wrong(time.monotonic())
-            logger.exception(
-                "Worker %s: %s went wrong and is tried again", self._worker_name, duty.name
-            )
+            logger.exception("%s: %s went wrong and is tried again", self._who, duty.name)
         else:
             duty.went_well()
         return True

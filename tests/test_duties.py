@@ -8,8 +8,8 @@ import pytest
 from django.db import Error, OperationalError
 
 from container_manager.models import ContainerJob
-from container_manager.worker import duties
-from container_manager.worker.duties import Duty, Turns, pause_after
+from container_manager import duties
+from container_manager.duties import Duty, Turns, pause_after
 from container_manager.worker.loop import WorkerLoop
 from tests.support.loops import work
 from tests.support.spine import queued

@@ -1,0 +1,267 @@
+"""DAGs: taken in, paused, triggered, deleted. Who changes a DAG? The verbs of this module.
+
+People and programs:  take_in  replace  pause  delete  trigger  backfill
+The scheduler:        fire
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.core.exceptions import ValidationError
+
+from container_manager import states
+from container_manager.exceptions import DagActive, DagPaused, RunExists, StaleState
+from container_manager.lifecycle import USING, prune, verb
+from container_manager.models import ContainerJob, Dag, DagRun, StateHistory, TaskInstance
+from container_manager.models.base import batched, database_now
+from container_manager.states import RunType
+from container_manager.workflows import cron, runs
+from container_manager.workflows.cron import Schedule
+from container_manager.workflows.spec import DagSpec
+
+AT_ONCE = 100
+"""Slots that get their run in one turn of the scheduler."""
+
+MOST_IN_BACKFILL = 1_000
+"""Slots of one backfill."""
+
+JUST_NOW = timedelta(seconds=60)
+"""A slot that came within this time was not missed."""
+
+
+@verb
+def take_in(spec: DagSpec, *, owner: Any = None) -> tuple[Dag, bool]:
+    """Create the DAG of that name, or replace what it is made of; True: it is new."""
+    dag = Dag.objects.select_for_update().filter(name=spec.name).first()
+    if dag is not None:
+        return _replace(dag, spec), False
+    now = database_now(USING)
+    dag = Dag(created_by=owner, slots_until=_first_moment(spec, now), created_at=now)
+    return _write(dag, spec, now), True
+
+
+@verb
+def create(spec: DagSpec, *, owner: Any = None) -> Dag:
+    """A new DAG. Raises ValidationError where one has that name."""
+    if Dag.objects.filter(name=spec.name).exists():
+        raise ValidationError({"name": f"There is a DAG {spec.name!r} already."})
+    return take_in(spec, owner=owner)[0]
+
+
+@verb
+def replace(dag_id: UUID, spec: DagSpec, *, revision: str | None = None) -> Dag:
+    """Make it of another document; runs under way keep theirs. With `revision` only that one.
+
+    Raises DoesNotExist, StaleState, ValidationError.
+    """
+    dag = Dag.objects.select_for_update().get(pk=dag_id)
+    _refuse_other(dag, revision)
+    if Dag.objects.filter(name=spec.name).exclude(pk=dag_id).exists():
+        raise ValidationError({"name": f"There is a DAG {spec.name!r} already."})
+    return _replace(dag, spec)
+
+
+def _refuse_other(dag: Dag, revision: str | None) -> None:
+    if revision not in (None, dag.revision):
+        raise StaleState(f"{dag.name} is at revision {dag.revision}", entity=dag)
+
+
+def _replace(dag: Dag, spec: DagSpec) -> Dag:
+    """A changed schedule begins now: slots that only the new one has were not missed."""
+    now = database_now(USING)
+    if _schedule_words(dag) != _schedule_words(spec):
+        dag.slots_until = now
+    return _write(dag, spec, now)
+
+
+def _schedule_words(given: Dag | DagSpec) -> tuple[Any, ...]:
+    return (given.schedule or "", given.timezone, given.start_date, given.end_date)
+
+
+def _first_moment(spec: DagSpec, now: datetime) -> datetime:
+    """Slots after it may get a run: a start in the past counts as missed since then."""
+    if spec.start_date is None or spec.start_date > now:
+        return now
+    return spec.start_date - timedelta(microseconds=1)
+
+
+def _write(dag: Dag, spec: DagSpec, now: datetime) -> Dag:
+    for name in (
+        *("name", "description", "timezone", "start_date", "end_date", "tags"),
+        *("missed_runs", "max_active_runs"),
+    ):
+        setattr(dag, name, getattr(spec, name))
+    dag.schedule = spec.schedule or ""
+    dag.spec, dag.updated_at = spec.document(), now
+    dag.next_slot_at = _next_slot(dag)
+    dag.save()
+    return dag
+
+
+def schedule_of(dag: Dag) -> Schedule | None:
+    """When it runs by itself; None: never."""
+    if not dag.schedule:
+        return None
+    return Schedule.parse(dag.schedule, dag.timezone, dag.start_date, dag.end_date)
+
+
+def _next_slot(dag: Dag) -> datetime | None:
+    schedule = schedule_of(dag)
+    return schedule.after(dag.slots_until) if schedule else None
+
+
+def next_slots(dag: Dag, count: int) -> list[datetime]:
+    """When it will run next, by its schedule; none while it has none."""
+    schedule = schedule_of(dag)
+    return schedule.next(count, database_now(USING)) if schedule else []
+
+
+@verb
+def pause(dag_id: UUID, *, paused: bool = True) -> Dag:
+    """No run begins while it is paused; those under way go on. Raises DoesNotExist."""
+    dag: Dag = Dag.objects.select_for_update().get(pk=dag_id)
+    if dag.is_paused != paused:
+        (dag.pause if paused else dag.unpause)()
+    return dag
+
+
+@verb
+def delete(dag_id: UUID, *, revision: str | None = None) -> None:
+    """Delete it with runs, tasks, their jobs, logs and history.
+
+    Raises DoesNotExist, StaleState, DagActive while a run, or one of its jobs, is under way.
+    """
+    dag = Dag.objects.select_for_update().get(pk=dag_id)
+    _refuse_other(dag, revision)
+    dag_runs = list(DagRun.objects.filter(dag=dag).select_for_update().values_list("pk", "state"))
+    if any(state in states.RUN_ACTIVE for _, state in dag_runs):
+        raise DagActive
+    tasks = TaskInstance.objects.filter(dag_run__dag=dag)
+    _delete_jobs(list(tasks.filter(queued_at__isnull=False).values_list("job_id", flat=True)))
+    gone = {
+        DagRun.entity_type: [pk for pk, _ in dag_runs],
+        TaskInstance.entity_type: list(tasks.values_list("pk", flat=True)),
+    }
+    dag.delete()
+    for entity_type, pks in gone.items():
+        for batch in batched(pks):
+            StateHistory.objects.filter(entity_type=entity_type, entity_id__in=batch).delete()
+
+
+def _delete_jobs(job_ids: list[UUID]) -> None:
+    for batch in batched(job_ids):
+        prune(batch)
+        if ContainerJob.objects.filter(pk__in=batch).exists():
+            raise DagActive("A job of this DAG is not cleaned up from its engine yet; try again")
+
+
+@verb
+def trigger(
+    dag_id: UUID,
+    *,
+    params: Mapping[str, str] | None = None,
+    execution_date: datetime | None = None,
+    run_id: str = "",
+    actor: str,
+) -> DagRun:
+    """A run by hand. Raises DoesNotExist, DagPaused, RunExists, ValidationError."""
+    dag = Dag.objects.select_for_update().get(pk=dag_id)
+    if dag.is_paused:
+        raise DagPaused
+    _refuse_unknown_params(dag, params or {})
+    return runs.create(
+        dag,
+        execution_date or database_now(USING),
+        RunType.MANUAL,
+        params=params,
+        run_id=run_id,
+        actor=actor,
+    )
+
+
+def _refuse_unknown_params(dag: Dag, params: Mapping[str, str]) -> None:
+    known = DagSpec.stored(dag.spec).params
+    if unknown := sorted(set(params) - set(known)):
+        names = ", ".join(sorted(known)) or "none"
+        raise ValidationError({"params": f"Unknown: {', '.join(unknown)}. There are: {names}."})
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One slot of a backfill, and the run that it has or gets."""
+
+    execution_date: datetime
+    run: DagRun | None
+    created: bool
+    """Made now; False: it was there, or this is a rehearsal."""
+
+
+@verb
+def backfill(
+    dag_id: UUID, first: datetime, last: datetime, *, actor: str, dry_run: bool = False
+) -> list[Slot]:
+    """Runs for the slots from `first` to `last` that have none; `dry_run` only tells which.
+
+    Raises DoesNotExist, DagPaused, ValidationError.
+    """
+    dag = Dag.objects.select_for_update().get(pk=dag_id)
+    if dag.is_paused and not dry_run:
+        raise DagPaused
+    slots = _slots(dag, first, last)
+    there = {run.execution_date: run for run in DagRun.objects.filter(dag=dag).defer("spec")}
+    return [_slot(dag, slot, there.get(slot), actor, dry_run) for slot in slots]
+
+
+def _slots(dag: Dag, first: datetime, last: datetime) -> list[datetime]:
+    schedule = schedule_of(dag)
+    if schedule is None:
+        raise ValidationError("It has no schedule: there are no slots to fill.")
+    if first > last:
+        raise ValidationError({"first": "Must not be after `last`."})
+    just_before = first - timedelta(microseconds=1)
+    slots = schedule.between(just_before, last, MOST_IN_BACKFILL + 1)
+    if len(slots) > MOST_IN_BACKFILL:
+        raise ValidationError(f"More than {MOST_IN_BACKFILL} slots: take a shorter stretch.")
+    return slots
+
+
+def _slot(dag: Dag, slot: datetime, run: DagRun | None, actor: str, dry_run: bool) -> Slot:
+    if run is not None or dry_run:
+        return Slot(slot, run, created=False)
+    return Slot(slot, runs.create(dag, slot, RunType.BACKFILL, actor=actor), created=True)
+
+
+@verb
+def fire(dag_id: UUID) -> list[UUID]:
+    """Make the runs of the slots that have come; returns them. Nothing while another does it."""
+    now = database_now(USING)
+    dag = Dag.objects.due(now).filter(pk=dag_id).select_for_update(skip_locked=True).first()
+    schedule = schedule_of(dag) if dag else None
+    if dag is None or schedule is None:
+        return []
+    due = cron.slots_to_run(
+        schedule,
+        dag.slots_until,
+        now,
+        states.MissedRuns(dag.missed_runs),
+        tolerance=JUST_NOW,
+        limit=AT_ONCE,
+    )
+    made = [run.pk for slot in due.slots if (run := _unless_there(dag, slot)) is not None]
+    dag.slots_until = due.until
+    dag.next_slot_at = schedule.after(due.until)
+    dag.save(update_fields=["slots_until", "next_slot_at"])
+    return made
+
+
+def _unless_there(dag: Dag, slot: datetime) -> DagRun | None:
+    """By hand somebody may have made the run of a slot before it came."""
+    try:
+        return runs.create(dag, slot, RunType.SCHEDULED)
+    except RunExists:
+        return None

@@ -1,0 +1,89 @@
+"""What a run was made of, ready to be asked; read once and kept, for it never changes."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from container_manager.models import DagRun
+from container_manager.states import WorkflowState
+from container_manager.workflows.graph import Decision, Graph, decide_by_count
+from container_manager.workflows.spec import DagSpec, TaskSpec
+
+KEPT = 64
+"""Plans that a process keeps at most."""
+
+WAITING = "waiting"
+"""In counts, beside the states: queued, and without a job yet."""
+
+NEVER_RUNS = {
+    Decision.SKIP: WorkflowState.SKIPPED,
+    Decision.UPSTREAM_FAILED: WorkflowState.UPSTREAM_FAILED,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The tasks of a run by name, and what depends on what."""
+
+    tasks: dict[str, TaskSpec]
+    graph: Graph
+
+    def after(self, names: Iterable[str]) -> set[str]:
+        """All that depend directly on one of these."""
+        return {after for name in names for after in self.graph.downstream[name]}
+
+    def decide(
+        self, counts: Mapping[str, Mapping[str, int]], names: Iterable[str]
+    ) -> dict[str, Decision]:
+        """What becomes of those of these names that wait.
+
+        `counts`: of each name, and of each right before it, how many tasks stand where.
+        """
+        return {
+            name: decide_by_count(self.tasks[name].trigger_rule, self._upstream(counts, name))
+            for name in names
+            if counts[name].get(WAITING)
+        }
+
+    def _upstream(self, counts: Mapping[str, Mapping[str, int]], name: str) -> Counter[str]:
+        upstream: Counter[str] = Counter()
+        for before in self.graph.upstream[name]:
+            upstream.update(counts[before])
+        return upstream
+
+    def spread(
+        self, counts: Mapping[str, Counter[str]], names: Iterable[str]
+    ) -> dict[str, Decision]:
+        """As `decide`, and of all behind them that never run for it; changes `counts`, of all."""
+        decisions: dict[str, Decision] = {}
+        wave = set(names)
+        while wave:
+            new = self.decide(counts, wave)
+            for name, decision in new.items():
+                becomes = NEVER_RUNS.get(decision, WorkflowState.QUEUED)
+                if decision != Decision.WAIT:
+                    counts[name][becomes] += counts[name].pop(WAITING)
+            decisions |= new
+            wave = self.after(name for name, made in new.items() if made in NEVER_RUNS)
+        return decisions
+
+    def before(self, names: Iterable[str]) -> set[str]:
+        """All that one of these depends on directly."""
+        return {before for name in names for before in self.graph.upstream[name]}
+
+
+_plans: OrderedDict[UUID, Plan] = OrderedDict()
+
+
+def plan_of(run: DagRun) -> Plan:
+    """The plan of a run; its document is read only where it was not yet."""
+    plan = _plans.get(run.pk)
+    if plan is None:
+        spec = DagSpec.stored(run.spec)
+        plan = _plans[run.pk] = Plan(spec.tasks, spec.graph())
+        while len(_plans) > KEPT:
+            _plans.popitem(last=False)
+    return plan

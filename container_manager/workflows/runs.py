@@ -1,0 +1,420 @@
+"""Runs: made, started, advanced, ended. Who moves a run or a task? The verbs of this module.
+
+Making and moving:  create  start_queued  advance
+People:             cancel  retry  retry_task  skip_task
+Questions:          startable  behind  under_way
+
+Each verb is one transaction that holds the run's row: of any number of schedulers one advances a
+run at a time, and between "a task ended" and "those behind it are queued" nothing can be lost.
+A task follows its job (`following`); finished jobs are read, they never call.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db import models
+from django.db.models.functions import Coalesce
+
+from container_manager import ids, lifecycle, states
+from container_manager.exceptions import InvalidTransition, NothingToRetry, RunExists
+from container_manager.faults import reached
+from container_manager.lifecycle import USING, Stopped, verb
+from container_manager.models import ContainerJob, Dag, DagRun, TaskInstance, acting_as
+from container_manager.models.base import batched, database_now
+from container_manager.states import JobStatus, RunType, StopKind, WorkflowState
+from container_manager.workflows import following, task_jobs
+from container_manager.workflows.following import JobNow
+from container_manager.workflows.graph import Decision, instance_id
+from container_manager.workflows.plan import NEVER_RUNS, WAITING, Plan, plan_of
+from container_manager.workflows.spec import DagSpec
+
+_W = WorkflowState
+
+BATCH = 1_000
+"""Tasks that follow their jobs in one transaction."""
+
+SCHEDULER = "scheduler"
+"""The actor of what nobody asked for."""
+
+UPSTREAM, CANCELLED, SKIPPED_BY_HAND = "upstream", "cancelled", "skipped_by_hand"
+"""Reasons of tasks that never ran: for those before them, for the run, for a person."""
+
+
+# Making -------------------------------------------------------------------------------------------
+
+
+@verb
+def create(
+    dag: Dag,
+    execution_date: datetime,
+    run_type: RunType,
+    *,
+    params: Mapping[str, str] | None = None,
+    run_id: str = "",
+    actor: str = SCHEDULER,
+) -> DagRun:
+    """A queued run with its tasks, of the DAG as it stands now. Raises RunExists."""
+    run_id = run_id or f"{run_type}__{execution_date.isoformat()}"
+    same = models.Q(execution_date=execution_date) | models.Q(run_id=run_id)
+    if (other := DagRun.objects.filter(same, dag=dag).first()) is not None:
+        raise RunExists.of(dag, other)
+    spec = DagSpec.stored(dag.spec)
+    with acting_as(actor):
+        run: DagRun = DagRun.objects.create(
+            dag=dag,
+            run_id=run_id,
+            execution_date=execution_date,
+            run_type=run_type,
+            params={**spec.params, **(params or {})},
+            spec=dag.spec,
+        )
+        TaskInstance.objects.bulk_create(_tasks(run, spec))
+    return run
+
+
+def _tasks(run: DagRun, spec: DagSpec) -> list[TaskInstance]:
+    places = (
+        (task, index)
+        for task in spec.tasks.values()
+        for index in (range(task.array) if task.array else [None])
+    )
+    return [
+        TaskInstance(
+            dag_run=run,
+            task_id=instance_id(task.id, index),
+            name=task.id,
+            map_index=index,
+            position=position,
+            max_tries=1 + task.job.get("max_retries", _DEFAULT_RETRIES),
+        )
+        for position, (task, index) in enumerate(places)
+    ]
+
+
+_DEFAULT_RETRIES = ContainerJob._meta.get_field("max_retries").default
+
+
+# Starting -----------------------------------------------------------------------------------------
+
+
+def startable() -> list[UUID]:
+    """DAGs that have queued runs, and room for one."""
+    active = DagRun.objects.active().filter(dag=models.OuterRef("pk")).order_by().values("dag")
+    count = active.annotate(n=models.Count("pk")).values("n")
+    waiting = DagRun.objects.filter(dag=models.OuterRef("pk"), state=_W.QUEUED)
+    dags = Dag.objects.filter(models.Exists(waiting), is_paused=False)
+    room = dags.filter(max_active_runs__gt=Coalesce(models.Subquery(count), 0))
+    return list(room.order_by("pk").values_list("pk", flat=True)[:100])
+
+
+@verb
+def start_queued(dag_id: UUID) -> list[UUID]:
+    """Start queued runs of this DAG, the earliest first, as many as may be active; returns them."""
+    dag = _locked(Dag.objects.filter(pk=dag_id, is_paused=False))
+    if dag is None:
+        return []
+    room = max(0, dag.max_active_runs - DagRun.objects.active().filter(dag=dag).count())
+    queued = DagRun.objects.filter(dag=dag, state=_W.QUEUED).order_by("execution_date", "pk")
+    runs = list(queued.select_for_update(skip_locked=True, of=("self",))[:room])
+    for run in runs:
+        run.dag = dag
+        with acting_as(SCHEDULER):
+            run.transition_to(_W.RUNNING)
+            plan = plan_of(run)
+            _go_on(run, plan, set(plan.tasks))
+    return [run.pk for run in runs]
+
+
+def _locked(rows: models.QuerySet[Any]) -> Any:
+    """The row, if nobody else is at work on it."""
+    return rows.select_for_update(skip_locked=True, of=("self",)).first()
+
+
+# Advancing ----------------------------------------------------------------------------------------
+
+
+def behind(limit: int = 100) -> list[UUID]:
+    """Active runs in which a task has to follow its job."""
+    tasks = TaskInstance.objects.behind_their_job().order_by()
+    return list(tasks.values_list("dag_run", flat=True).distinct()[:limit])
+
+
+def under_way() -> list[UUID]:
+    """All active runs."""
+    return list(DagRun.objects.active().order_by("pk").values_list("pk", flat=True))
+
+
+@verb
+def advance(run_id: UUID, *, thoroughly: bool = False) -> bool:
+    """Let tasks follow their jobs, and those behind them follow from that. True: there is more.
+
+    `thoroughly` looks at every task, also where nothing seems to have changed.
+    """
+    run: DagRun | None = _locked(_without_spec(run_id))
+    if run is None or run.state not in states.RUN_ACTIVE:
+        return False
+    plan = plan_of(run)
+    with acting_as(SCHEDULER):
+        ended, more = _follow(run, plan)
+        reached("D1")
+        names = set(plan.tasks) if thoroughly else plan.after(ended)
+        _go_on(run, plan, names, ended=bool(ended) or thoroughly)
+    return more
+
+
+def _without_spec(run_id: UUID) -> models.QuerySet[Any]:
+    """The document of a large run is read once, not each time."""
+    return DagRun.objects.filter(pk=run_id).select_related("dag").defer("spec", "dag__spec")
+
+
+def _follow(run: DagRun, plan: Plan) -> tuple[set[str], bool]:
+    """Tasks come to where their jobs stand. Returns the names that ended, and if there is more."""
+    tasks = TaskInstance.objects.filter(dag_run=run).behind_their_job()
+    of_job = ("job__status", "job__attempt", "job__exit_code")
+    rows = list(tasks.values("pk", "name", "state", "try_number", *of_job)[:BATCH])
+    alike: dict[tuple[tuple[str, ...], str], list[UUID]] = defaultdict(list)
+    ended = set()
+    for row in rows:
+        job = _job_of(row)
+        path = following.moves(
+            row["state"], row["try_number"], job, plan.tasks[row["name"]].skip_exit_codes
+        )
+        alike[path, _why(job, path)].append(row["pk"])
+        if path and path[-1] in states.OVER:
+            ended.add(row["name"])
+    for (path, reason), pks in alike.items():
+        for state in path:
+            _move_with_job(pks, state, reason)
+    return ended, len(rows) == BATCH
+
+
+def _job_of(row: dict[str, Any]) -> JobNow | None:
+    if row["job__status"] is None:
+        return None
+    return JobNow(row["job__status"], row["job__attempt"], row["job__exit_code"])
+
+
+def _why(job: JobNow | None, path: tuple[str, ...]) -> str:
+    """The reason that the job does not give itself."""
+    if job is None:
+        return following.JOB_GONE
+    skipped = path[-1:] == (_W.SUCCESS,) and job.status == JobStatus.FAILED
+    return following.SKIPPED_ITSELF if skipped else ""
+
+
+def _move_with_job(pks: Collection[UUID], state: str, reason: str) -> None:
+    """One step of tasks whose jobs know when it was and how it went."""
+    change: dict[str, Any] = {}
+    if state == _W.RUNNING:
+        change = {
+            "started_at": Coalesce(_of_job("launched_at"), database_now(USING)),
+            "try_number": _of_job("attempt"),
+        }
+    elif state in states.OVER:
+        change = {
+            "ended_at": Coalesce(_of_job("completed_at"), database_now(USING)),
+            "exit_code": _of_job("exit_code"),
+            "error": Coalesce(_of_job("error"), models.Value("")),
+            "reason": models.Value(reason) if reason else _of_job("reason"),
+        }
+    TaskInstance.objects.filter(pk__in=pks).update(state=state, **change)
+
+
+def _of_job(column: str) -> models.Subquery:
+    job = ContainerJob.objects.filter(pk=models.OuterRef("job_id")).order_by()
+    return models.Subquery(job.values(column)[:1])
+
+
+def _go_on(run: DagRun, plan: Plan, names: Collection[str], *, ended: bool = False) -> None:
+    """Decide about these names, queue what may run, and end the run when nothing is left."""
+    decisions = _decisions(run, plan, names)
+    waiting = TaskInstance.objects.filter(dag_run=run).waiting()
+    for decision, state in NEVER_RUNS.items():
+        _move(waiting.filter(name__in=_those(decisions, decision)), state, reason=UPSTREAM)
+    if running := _those(decisions, Decision.RUN):
+        tasks = list(waiting.filter(name__in=running).order_by("position"))
+        task_jobs.queue(run, plan.tasks, tasks)
+    if ended or not NEVER_RUNS.keys().isdisjoint(decisions.values()):
+        _end_if_over(run)
+
+
+def _decisions(run: DagRun, plan: Plan, names: Collection[str]) -> dict[str, Decision]:
+    """What becomes of the waiting tasks of these names, and of those behind them that never run.
+
+    Mostly a look at those right before them is enough.
+    """
+    if not names:
+        return {}
+    near = plan.decide(_counts(run, {*names, *plan.before(names)}), names)
+    if NEVER_RUNS.keys().isdisjoint(near.values()):
+        return near
+    return plan.spread(_counts(run), names)
+
+
+def _those(decisions: Mapping[str, Decision], wanted: Decision) -> list[str]:
+    return [name for name, decision in decisions.items() if decision == wanted]
+
+
+def _move(tasks: models.QuerySet[Any], state: str, **change: Any) -> None:
+    for batch in batched(list(tasks.values_list("pk", flat=True))):
+        TaskInstance.objects.filter(pk__in=batch).update(state=state, **change)
+
+
+def _counts(run: DagRun, names: Collection[str] = ()) -> dict[str, Counter[str]]:
+    """By name how many of its tasks stand where, as trigger rules see it; no names: of all."""
+    tasks = TaskInstance.objects.filter(dag_run=run)
+    near = tasks.filter(name__in=names) if names else tasks
+    has_job = models.Q(queued_at__isnull=False)
+    groups = near.order_by().annotate(has_job=has_job).values("name", "state", "reason", "has_job")
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for group in groups.annotate(n=models.Count("pk")):
+        waits = group["state"] == _W.QUEUED and not group["has_job"]
+        seen = WAITING if waits else following.counts_as(group["state"], group["reason"])
+        counts[group["name"]][seen] += group["n"]
+    return counts
+
+
+def _end_if_over(run: DagRun) -> None:
+    tasks = TaskInstance.objects.filter(dag_run=run)
+    if tasks.unfinished().exists():
+        return
+    rows = tasks.order_by().values_list("state").annotate(n=models.Count("pk"))
+    cut_short = run.cancel_requested_at is not None and tasks.filter(reason=CANCELLED).exists()
+    state, reason = following.outcome_of_run(dict(rows), cancelled=cut_short)
+    run.transition_to(state, reason=reason)
+
+
+# People -------------------------------------------------------------------------------------------
+
+
+@verb
+def cancel(run_id: UUID, *, actor: str) -> DagRun:
+    """Withdraw a run: what waits is skipped, what runs is asked to stop, then it is `failed`.
+
+    Raises DoesNotExist, InvalidTransition where it is over.
+    """
+    run = _held(run_id)
+    if run.state in states.OVER:
+        raise run._invalid(run.state, _W.FAILED)
+    with acting_as(actor):
+        if run.cancel_requested_at is None:
+            run.cancel_requested_at, run.cancel_requested_by = database_now(USING), actor
+            run.save(update_fields=["cancel_requested_at", "cancel_requested_by"])
+        tasks = TaskInstance.objects.filter(dag_run=run)
+        _move(tasks.waiting(), _W.SKIPPED, reason=CANCELLED)
+        jobs = list(tasks.unfinished().values_list("job_id", flat=True))
+        for batch in batched(jobs, task_jobs.BATCH):
+            lifecycle.stop(batch, StopKind.CANCEL, actor=actor)
+        _follow_all(run)
+        _end_if_over(run)
+    return run
+
+
+def _follow_all(run: DagRun) -> None:
+    more = True
+    while more:
+        _, more = _follow(run, plan_of(run))
+
+
+@verb
+def retry(run_id: UUID, *, actor: str) -> DagRun:
+    """Go on with a failed run from its failed tasks; what is done is kept.
+
+    Raises DoesNotExist, InvalidTransition, NothingToRetry.
+    """
+    run = _held(run_id)
+    if run.state != _W.FAILED:
+        raise run._invalid(run.state, _W.RETRYING)
+    return _again(run, TaskInstance.objects.filter(dag_run=run), actor)
+
+
+@verb
+def retry_task(task_pk: UUID, *, actor: str) -> TaskInstance:
+    """Run one failed task again, and those behind it that never ran for its failure.
+
+    Raises DoesNotExist, InvalidTransition.
+    """
+    task = _task(task_pk)
+    run = _held(task.dag_run_id)
+    task.refresh_from_db()
+    if task.state != _W.FAILED:
+        raise task._invalid(task.state, _W.RETRYING)
+    below = plan_of(run).graph.below(task.name)
+    behind_it = models.Q(name__in=below, state=_W.UPSTREAM_FAILED)
+    again = TaskInstance.objects.filter(models.Q(pk=task.pk) | behind_it, dag_run=run)
+    _again(run, again, actor)
+    return _task(task_pk)
+
+
+def _again(run: DagRun, tasks: models.QuerySet[Any], actor: str) -> DagRun:
+    """Start the failed ones of these tasks again, and let those that never ran wait again."""
+    failed = list(tasks.filter(state=_W.FAILED))
+    unrun = tasks.filter(state=_W.UPSTREAM_FAILED)
+    names = set(unrun.values_list("name", flat=True))
+    if not failed and not names:
+        raise NothingToRetry(entity=run)
+    plan = plan_of(run)
+    with acting_as(actor):
+        if run.state == _W.FAILED:
+            run.transition_to(_W.RUNNING, cancel_requested_at=None, cancel_requested_by="")
+        _move(unrun, _W.QUEUED)
+        _start_again(run, plan, failed, actor)
+        _go_on(run, plan, names)
+    return run
+
+
+def _start_again(run: DagRun, plan: Plan, failed: list[TaskInstance], actor: str) -> None:
+    """A job that failed is retried; one that is gone, cancelled or killed gets a successor."""
+    pks = [task.pk for task in failed]
+    _move(TaskInstance.objects.filter(pk__in=pks), _W.RETRYING)
+    jobs = [task.job_id for task in failed if task.job_id]
+    still = ContainerJob.objects.filter(pk__in=jobs, status__in=lifecycle.RETRYABLE)
+    retried = set(still.values_list("pk", flat=True))
+    lifecycle.retry(retried, actor=actor)
+    anew = [task for task in failed if task.job_id not in retried]
+    for task in anew:
+        task.job_id = ids.uuid7()
+        TaskInstance.objects.filter(pk=task.pk).update(job_id=task.job_id, try_number=0)
+    task_jobs.queue(run, plan.tasks, anew)
+
+
+@verb
+def skip_task(task_pk: UUID, *, actor: str) -> TaskInstance:
+    """Mark a task that has not begun as skipped; those behind it see it so.
+
+    Raises DoesNotExist, InvalidTransition.
+    """
+    task = _task(task_pk)
+    run = _held(task.dag_run_id)
+    task.refresh_from_db()
+    if task.state != _W.QUEUED:
+        raise task._invalid(task.state, _W.SKIPPED)
+    with acting_as(actor):
+        if task.queued_at is not None:
+            _withdraw(task, actor)
+        task.transition_to(_W.SKIPPED, reason=SKIPPED_BY_HAND)
+        if run.state in states.RUN_ACTIVE:
+            plan = plan_of(run)
+            _go_on(run, plan, plan.after([task.name]), ended=True)
+    return task
+
+
+def _withdraw(task: TaskInstance, actor: str) -> None:
+    """Cancel its job, which has not begun; raises InvalidTransition where it has."""
+    came = lifecycle.stop([task.job_id], StopKind.CANCEL, actor=actor)[task.job_id]  # type: ignore[list-item, index]
+    if came not in (Stopped.DONE, Stopped.UNKNOWN):
+        raise InvalidTransition.between(task, _W.RUNNING, _W.SKIPPED, ())
+
+
+def _held(run_id: UUID) -> DagRun:
+    """The run, locked; waits for whoever is at work on it. Raises DoesNotExist."""
+    return _without_spec(run_id).select_for_update(of=("self",)).get()  # type: ignore[no-any-return]
+
+
+def _task(pk: UUID) -> TaskInstance:
+    return TaskInstance.objects.get(pk=pk)

@@ -1,0 +1,130 @@
+"""The scheduler process: makes the runs that are due, starts them, and advances them.
+
+Any number of them may run: each verb of `runs` and `dags` holds the row that it works on, and a
+slot has one run because the database says so. Nothing is kept in memory that a crash could lose.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+from uuid import UUID
+
+from django.db import connection
+
+from container_manager import conf, schema
+from container_manager.duties import Duty, Turns
+from container_manager.faults import reached
+from container_manager.listener import Listener
+from container_manager.models import Dag, DagRun
+from container_manager.models.base import database_now
+from container_manager.models.job import MANAGERS_CHANNEL
+from container_manager.states import NOT_OVER
+from container_manager.workflows import dags, runs
+
+logger = logging.getLogger("container_manager")
+
+IDLE_SECONDS = 1.0
+"""Between two looks while no run is under way: no slot comes later than that."""
+
+BUSY_SECONDS, BUSY_SECONDS_ON_SQLITE = 0.25, 0.05
+"""The same while some are; PostgreSQL also says when a job has ended."""
+
+THOROUGH_SECONDS = 15.0
+"""How often runs are looked at also where nothing seems to have changed."""
+
+
+class Scheduler:
+    """One scheduler from its start to its orderly end."""
+
+    def __init__(self, *, until_idle: bool = False) -> None:
+        self._until_idle = until_idle
+        self._woken = threading.Event()
+        self._stopping = False
+        self._idle = False
+        self._outdated = False
+        self._busy = False
+        self._more = False
+        self._schema: frozenset[str] = frozenset()
+        self._listener = Listener(MANAGERS_CHANNEL, self._woken.set)
+        self._turns = Turns("Scheduler")
+        self._duties = [
+            Duty("making runs that are due", self._fire, IDLE_SECONDS),
+            Duty("starting runs", self._start),
+            Duty("advancing runs", self._advance),
+            Duty("looking at runs thoroughly", self._look_thoroughly, THOROUGH_SECONDS),
+            Duty("comparing the schema", self._compare_schema, 5.0),
+            Duty("looking for an end", self._look_for_an_end),
+        ]
+        busy = BUSY_SECONDS_ON_SQLITE if connection.vendor == "sqlite" else BUSY_SECONDS
+        self._busy_seconds = min(busy, conf.settings.POLL_SECONDS)
+
+    def stop(self) -> None:
+        """End after what is being done; only a flag, so that a signal handler may say it."""
+        self._stopping = True
+
+    def run(self) -> int:
+        """Work until stopped or, with `until_idle`, until no run is left. Exit code."""
+        self._schema = schema.applied("default")
+        self._listener.start()
+        logger.info("Scheduler: started")
+        while not (self._stopping or self._idle):
+            self._turns.take(self._duties)
+            self._wait()
+        self._listener.stop()
+        connection.close()
+        logger.info("Scheduler: ended")
+        return 1 if self._outdated else 0
+
+    def _wait(self) -> None:
+        """In pieces: the signal that says `stop` cannot wake us."""
+        left = 0.0 if self._more else (self._busy_seconds if self._busy else IDLE_SECONDS)
+        while left > 0 and not self._stopping and not self._idle:
+            if self._woken.wait(min(left, 0.25)):
+                break
+            left -= 0.25
+        self._woken.clear()
+
+    # Duties
+
+    def _fire(self) -> None:
+        due = Dag.objects.due(database_now("default")).order_by("next_slot_at")
+        for dag_id in list(due.values_list("pk", flat=True)[:100]):
+            for run_id in self._kept(dags.fire, dag_id) or ():
+                logger.info("Scheduler: run %s was made", run_id)
+            reached("N1")
+
+    def _start(self) -> None:
+        for dag_id in runs.startable():
+            self._kept(runs.start_queued, dag_id)
+        self._busy = DagRun.objects.active().exists()
+
+    def _advance(self) -> None:
+        behind = runs.behind() if self._busy else []
+        self._more = bool(behind)
+        for run_id in behind:
+            self._kept(runs.advance, run_id)
+
+    def _look_thoroughly(self) -> None:
+        for run_id in runs.under_way() if self._busy else ():
+            self._kept(runs.advance, run_id, thoroughly=True)
+
+    def _kept(self, act: Any, pk: UUID, **options: Any) -> Any:
+        """What is wrong with one run or DAG stops none of the others."""
+        try:
+            return act(pk, **options)
+        except ValueError:
+            logger.exception("Scheduler: %s of %s went wrong", act.__name__, pk)
+        return None
+
+    def _compare_schema(self) -> None:
+        if schema.applied("default") != self._schema:
+            self._outdated = self._stopping = True
+            logger.error("Scheduler: the database was migrated; ending, start the code that fits")
+
+    def _look_for_an_end(self) -> None:
+        if self._until_idle and not self._more:
+            self._idle = not DagRun.objects.filter(
+                state__in=NOT_OVER, dag__is_paused=False
+            ).exists()
