@@ -693,10 +693,14 @@ def _pg_history_walls(schema: str, tables: Sequence[GuardedTable]) -> list[Piece
             schema,
             f"{wall}_insert",
             _pg_refusal_if(forged, "not what the entity says", "NULL"),
+            as_owner=True,  # who may write jobs need not be able to read runs
             enable_seqscan="off",
         ),
         _pg_function(
-            schema, f"{wall}_delete", _pg_refusal_if(exists, "the entity still exists", "OLD")
+            schema,
+            f"{wall}_delete",
+            _pg_refusal_if(exists, "the entity still exists", "OLD"),
+            as_owner=True,
         ),
         trigger("UPDATE", refuse),
         trigger("DELETE", f"{wall}_delete()"),

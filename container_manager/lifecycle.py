@@ -37,6 +37,7 @@ from container_manager.conf import settings
 from container_manager.exceptions import (
     InvalidTransition,
     KeyReused,
+    ManagedByTask,
     NotChangeable,
     StaleState,
     StillReached,
@@ -306,12 +307,19 @@ def _queue(pks: list[UUID], **change: Any) -> int:
 def move(job_id: UUID, status: JobStatus, *, actor: str = "system") -> ContainerJob:
     """Move by hand a job that no worker holds, as an import or a repair does.
 
-    Raises DoesNotExist, InvalidTransition, HeldByWorker.
+    Raises DoesNotExist, InvalidTransition, HeldByWorker, ManagedByTask.
     """
     job: ContainerJob = ContainerJob.objects.select_for_update().get(pk=job_id)
+    _refuse_managed(job, status)
     with acting_as(actor):
         job.transition_to(status)
     return job
+
+
+def _refuse_managed(job: ContainerJob, status: JobStatus) -> None:
+    """Whoever manages it has a record of its own, which must not be left behind."""
+    if job.managed_by:
+        raise ManagedByTask(entity=job, old=job.status, new=status)
 
 
 @verb
@@ -383,17 +391,23 @@ def _those(results: dict[UUID, Stopped], word: Stopped) -> models.QuerySet[Conta
 
 @verb
 def retry(
-    job_ids: Collection[UUID], *, actor: str = "system", scheduled_for: datetime | None = None
+    job_ids: Collection[UUID],
+    *,
+    actor: str = "system",
+    scheduled_for: datetime | None = None,
+    by_manager: bool = False,
 ) -> int:
     """Queue failed jobs again, all or none; a person's retry does not use up the job's own.
 
-    A job that waits out its backoff is queued at once, or for `scheduled_for`.
-    Raises InvalidTransition.
+    A job that waits out its backoff is queued at once, or for `scheduled_for`. What is managed by
+    something else only that may retry, `by_manager`. Raises InvalidTransition, ManagedByTask.
     """
     jobs = ContainerJob.objects.filter(pk__in=job_ids).order_by("pk").select_for_update()
     for job in jobs:
         if job.status not in RETRYABLE:
             raise job._invalid(job.status, JobStatus.RETRYING)
+        if not by_manager:
+            _refuse_managed(job, JobStatus.RETRYING)
     with acting_as(actor):
         ContainerJob.objects.filter(pk__in=job_ids, status=JobStatus.FAILED).update(
             status=JobStatus.RETRYING

@@ -5,14 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from django.db import Error, OperationalError
+from django.db import OperationalError
 
-from container_manager.models import ContainerJob
 from container_manager import duties
 from container_manager.duties import Duty, Turns, pause_after
-from container_manager.worker.loop import WorkerLoop
-from tests.support.loops import work
-from tests.support.spine import queued
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -87,26 +83,3 @@ def test_a_second_try_is_over_a_new_connection(turns):
 
     turns.insist("leaving", do)
     assert done == [1]
-
-
-def test_a_bug_in_the_upkeep_does_not_keep_a_worker_from_its_jobs(world, monkeypatch):
-    monkeypatch.setattr(WorkerLoop, "_renew_offers", _once_and_then_fail(WorkerLoop._renew_offers))
-    bug = failing(Error("no such table"))
-    for duty in ("RequeueRetries", "ExpireWaiting", "GiveUpUnproven", "ForgetKeys"):
-        monkeypatch.setattr(f"container_manager.worker.loop.{duty}.__call__", lambda _: bug())
-    jobs = [queued() for _ in range(5)]
-    assert work() == 0
-    assert set(ContainerJob.objects.values_list("status", flat=True)) == {"completed"}
-    assert len(jobs) == 5
-
-
-def _once_and_then_fail(method):
-    calls = []
-
-    def run(self):
-        calls.append(1)
-        if len(calls) > 1:
-            raise RuntimeError("a bug")
-        method(self)
-
-    return run

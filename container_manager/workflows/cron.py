@@ -71,8 +71,7 @@ class Schedule:
     ) -> Schedule:
         """Raises BadSchedule: unreadable, unknown zone, start after end, or it never fires."""
         schedule = cls(_expression(expression), zone_of(timezone), start, end)
-        if start is not None and end is not None and start > end:
-            raise BadSchedule("The end lies before the start.", "end_date")
+        in_order(start, end)
         if schedule.after(_LONG_AGO) is None:
             raise BadSchedule(f"{expression!r} never fires{schedule._within()}.")
         return schedule
@@ -197,6 +196,12 @@ FIELDS = ("minute", "hour", "day of month", "month", "day of week")
 
 # `right/` counts leap seconds; names without an area, such as EST, do not know summer time.
 _ZONE = re.compile(r"UTC|(?!posix/|right/)[A-Za-z_]+(?:/[A-Za-z0-9_+-]+){1,2}")
+
+
+def in_order(start: datetime | None, end: datetime | None) -> None:
+    """Raises BadSchedule."""
+    if start is not None and end is not None and start > end:
+        raise BadSchedule("The end lies before the start.", "end_date")
 
 
 def zone_of(name: str) -> ZoneInfo:

@@ -1,23 +1,32 @@
 """DAGs: taken in, paused, triggered, deleted. Who changes a DAG? The verbs of this module.
 
-People and programs:  take_in  replace  pause  delete  trigger  backfill
+People and programs:  take_in  create  replace  amend  pause  delete  trigger  backfill
 The scheduler:        fire
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
 
 from container_manager import states
 from container_manager.exceptions import DagActive, DagPaused, RunExists, StaleState
 from container_manager.lifecycle import USING, prune, verb
-from container_manager.models import ContainerJob, Dag, DagRun, StateHistory, TaskInstance
+from container_manager.models import (
+    ContainerJob,
+    Dag,
+    DagRun,
+    StateHistory,
+    TaskInstance,
+    validators,
+)
 from container_manager.models.base import batched, database_now
 from container_manager.states import RunType
 from container_manager.workflows import cron, runs
@@ -33,6 +42,8 @@ MOST_IN_BACKFILL = 1_000
 JUST_NOW = timedelta(seconds=60)
 """A slot that came within this time was not missed."""
 
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+~-]{0,249}")
+
 
 @verb
 def take_in(spec: DagSpec, *, owner: Any = None) -> tuple[Dag, bool]:
@@ -40,30 +51,53 @@ def take_in(spec: DagSpec, *, owner: Any = None) -> tuple[Dag, bool]:
     dag = Dag.objects.select_for_update().filter(name=spec.name).first()
     if dag is not None:
         return _replace(dag, spec), False
-    now = database_now(USING)
-    dag = Dag(created_by=owner, slots_until=_first_moment(spec, now), created_at=now)
-    return _write(dag, spec, now), True
+    return create(spec, owner=owner), True
 
 
 @verb
 def create(spec: DagSpec, *, owner: Any = None) -> Dag:
     """A new DAG. Raises ValidationError where one has that name."""
-    if Dag.objects.filter(name=spec.name).exists():
-        raise ValidationError({"name": f"There is a DAG {spec.name!r} already."})
-    return take_in(spec, owner=owner)[0]
+    now = database_now(USING)
+    dag = Dag(created_by=owner, slots_until=_first_moment(spec, now), created_at=now)
+    return _write(dag, spec, now)
 
 
 @verb
-def replace(dag_id: UUID, spec: DagSpec, *, revision: str | None = None) -> Dag:
+def replace(
+    dag_id: UUID, spec: DagSpec, *, paused: bool | None = None, revision: str | None = None
+) -> Dag:
     """Make it of another document; runs under way keep theirs. With `revision` only that one.
 
+    `paused`: whether it is paused then; None: as it was.
     Raises DoesNotExist, StaleState, ValidationError.
     """
     dag = Dag.objects.select_for_update().get(pk=dag_id)
     _refuse_other(dag, revision)
-    if Dag.objects.filter(name=spec.name).exclude(pk=dag_id).exists():
-        raise ValidationError({"name": f"There is a DAG {spec.name!r} already."})
+    if paused is not None:
+        dag.is_paused = paused
     return _replace(dag, spec)
+
+
+def amend(
+    dag_id: UUID,
+    remake: Callable[[Mapping[str, Any]], DagSpec],
+    *,
+    paused: bool | None = None,
+    revision: str | None = None,
+) -> Dag:
+    """Replace its document by what `remake` makes of it; begun again where another was faster.
+
+    Raises what `remake` and `replace` raise.
+    """
+    while True:
+        dag = Dag.objects.get(pk=dag_id)
+        _refuse_other(dag, revision)
+        spec = remake(dag.spec)
+        try:
+            return replace(dag_id, spec, paused=paused, revision=dag.revision)
+        except StaleState:
+            if revision is not None:
+                raise
 
 
 def _refuse_other(dag: Dag, revision: str | None) -> None:
@@ -99,7 +133,11 @@ def _write(dag: Dag, spec: DagSpec, now: datetime) -> Dag:
     dag.schedule = spec.schedule or ""
     dag.spec, dag.updated_at = spec.document(), now
     dag.next_slot_at = _next_slot(dag)
-    dag.save()
+    try:
+        with transaction.atomic(using=USING):
+            dag.save()
+    except IntegrityError as error:
+        raise ValidationError({"name": f"There is a DAG {spec.name!r} already."}) from error
     return dag
 
 
@@ -122,9 +160,10 @@ def next_slots(dag: Dag, count: int) -> list[datetime]:
 
 
 @verb
-def pause(dag_id: UUID, *, paused: bool = True) -> Dag:
-    """No run begins while it is paused; those under way go on. Raises DoesNotExist."""
+def pause(dag_id: UUID, *, paused: bool = True, revision: str | None = None) -> Dag:
+    """No run begins while it is paused; those under way go on. Raises DoesNotExist, StaleState."""
     dag: Dag = Dag.objects.select_for_update().get(pk=dag_id)
+    _refuse_other(dag, revision)
     if dag.is_paused != paused:
         (dag.pause if paused else dag.unpause)()
     return dag
@@ -169,11 +208,13 @@ def trigger(
     run_id: str = "",
     actor: str,
 ) -> DagRun:
-    """A run by hand. Raises DoesNotExist, DagPaused, RunExists, ValidationError."""
+    """A run by hand. Raises DoesNotExist, DagPaused, RunExists, ValidationError by argument."""
     dag = Dag.objects.select_for_update().get(pk=dag_id)
     if dag.is_paused:
         raise DagPaused
-    _refuse_unknown_params(dag, params or {})
+    _refuse_bad_run_id(run_id)
+    _refuse_odd_moments(execution_date=execution_date)
+    _refuse_bad_params(dag, params or {})
     return runs.create(
         dag,
         execution_date or database_now(USING),
@@ -184,8 +225,28 @@ def trigger(
     )
 
 
-def _refuse_unknown_params(dag: Dag, params: Mapping[str, str]) -> None:
+def _refuse_bad_run_id(run_id: str) -> None:
+    if run_id and not RUN_ID.fullmatch(run_id):
+        message = "Must be up to 250 letters, digits and _ . : + ~ -, the first a letter or digit."
+        raise ValidationError({"run_id": message})
+
+
+def _refuse_odd_moments(**given: datetime | None) -> None:
+    for name, moment in given.items():
+        try:
+            if moment is not None:
+                validators.moment(moment)
+        except ValidationError as error:
+            raise ValidationError({name: error.messages}) from error
+
+
+def _refuse_bad_params(dag: Dag, params: Mapping[str, str]) -> None:
+    """They become variables of every task, and of tasks that begin much later."""
     known = DagSpec.stored(dag.spec).params
+    try:
+        validators.environment({**known, **params})
+    except ValidationError as error:
+        raise ValidationError({"params": error.messages}) from error
     if unknown := sorted(set(params) - set(known)):
         names = ", ".join(sorted(known)) or "none"
         raise ValidationError({"params": f"Unknown: {', '.join(unknown)}. There are: {names}."})
@@ -212,8 +273,10 @@ def backfill(
     dag = Dag.objects.select_for_update().get(pk=dag_id)
     if dag.is_paused and not dry_run:
         raise DagPaused
+    _refuse_odd_moments(first=first, last=last)
     slots = _slots(dag, first, last)
-    there = {run.execution_date: run for run in DagRun.objects.filter(dag=dag).defer("spec")}
+    runs_there = DagRun.objects.filter(dag=dag, execution_date__range=(first, last)).defer("spec")
+    there = {run.execution_date: run for run in runs_there}
     return [_slot(dag, slot, there.get(slot), actor, dry_run) for slot in slots]
 
 

@@ -62,7 +62,7 @@ def is_too_deep(document: Any) -> bool:
     """Deeper than MAX_DEPTH, looked at level by level."""
     level = [document]
     for _ in range(MAX_DEPTH):
-        level = [inner for value in level for inner in _inside(value) if _inside(inner)]
+        level = [inner for value in level for inner in _inside(value) if _holds(inner)]
         if not level:
             return False
     return True
@@ -73,14 +73,23 @@ def dotted(place: Place) -> str:
     >>> dotted(("tasks", "load", "depends_on", 0))
     'tasks.load.depends_on[0]'
     """
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part[:100]}" for part in place)
+    parts = (f"[{part}]" if isinstance(part, int) else f".{_shown(part)}" for part in place)
     return "".join(parts).removeprefix(".")
+
+
+def _shown(key: str) -> str:
+    """Also a key that no answer could be written with."""
+    return key[:100] if key[:100].isprintable() else repr(key[:100])
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, dict | list | tuple)
 
 
 def _inside(value: Any) -> Collection[Any]:
     if isinstance(value, dict):
         return value.values()
-    return value if isinstance(value, list | tuple) else ()
+    return value if _holds(value) else ()
 
 
 def _mistake(message: str, line: int | None = None, place: Place = ()) -> SpecError:

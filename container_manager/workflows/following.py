@@ -40,22 +40,21 @@ def moves(
     """
     if job is None:
         return (_W.FAILED,)
+    goal = _goal(state, job, skip_exit_codes)
     steps: list[str] = []
     if job.attempt > try_number:
-        steps += [_W.RETRYING] if state == _W.RUNNING else []
-        steps += [_W.RUNNING]
-    goal = _goal(job, skip_exit_codes)
+        steps += [_W.RETRYING, _W.RUNNING] if state == _W.RUNNING else [_W.RUNNING]
     if goal != (steps[-1] if steps else state):
         steps.append(goal)
     return tuple(steps)
 
 
-def _goal(job: JobNow, skip_exit_codes: Collection[int]) -> str:
+def _goal(state: str, job: JobNow, skip_exit_codes: Collection[int]) -> str:
     if job.status in _GOALS:
         return _GOALS[job.status]
     if job.status == JobStatus.FAILED:
         return _W.SUCCESS if job.exit_code in skip_exit_codes else _W.FAILED
-    return _W.RETRYING if job.attempt else _W.QUEUED
+    return _W.RETRYING if job.attempt or state == _W.RETRYING else _W.QUEUED
 
 
 _GOALS: dict[str, str] = {

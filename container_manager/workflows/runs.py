@@ -1,7 +1,7 @@
 """Runs: made, started, advanced, ended. Who moves a run or a task? The verbs of this module.
 
 Making and moving:  create  start_queued  advance
-People:             cancel  retry  retry_task  skip_task
+People:             cancel  retry  retry_task  cancel_task  skip_task
 Questions:          startable  behind  under_way
 
 Each verb is one transaction that holds the run's row: of any number of schedulers one advances a
@@ -375,12 +375,34 @@ def _start_again(run: DagRun, plan: Plan, failed: list[TaskInstance], actor: str
     jobs = [task.job_id for task in failed if task.job_id]
     still = ContainerJob.objects.filter(pk__in=jobs, status__in=lifecycle.RETRYABLE)
     retried = set(still.values_list("pk", flat=True))
-    lifecycle.retry(retried, actor=actor)
+    lifecycle.retry(retried, actor=actor, by_manager=True)
     anew = [task for task in failed if task.job_id not in retried]
     for task in anew:
         task.job_id = ids.uuid7()
         TaskInstance.objects.filter(pk=task.pk).update(job_id=task.job_id, try_number=0)
     task_jobs.queue(run, plan.tasks, anew)
+
+
+@verb
+def cancel_task(task_pk: UUID, *, actor: str) -> TaskInstance:
+    """Withdraw the job of a task, which is `failed` then; one that runs is asked to stop first.
+
+    Raises DoesNotExist, StopRequested, InvalidTransition where it has no job or is over.
+    """
+    task = _task(task_pk)
+    run = _held(task.dag_run_id)
+    task.refresh_from_db()
+    if task.state in states.OVER:
+        raise task._invalid(task.state, _W.FAILED)
+    if task.queued_at is None:
+        message = "It has no job yet that could be cancelled: skip it"
+        raise InvalidTransition(message, entity=task, old=task.state, new=_W.FAILED)
+    with acting_as(actor):
+        lifecycle.bring(task.job_id, JobStatus.CANCELLED, actor=actor)
+        plan = plan_of(run)
+        ended, _ = _follow(run, plan)
+        _go_on(run, plan, plan.after(ended), ended=bool(ended))
+    return _task(task_pk)
 
 
 @verb

@@ -19,12 +19,13 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from django.core.exceptions import ValidationError
+from django.db.models import CharField
 
 from container_manager.exceptions import Problem, SpecError
 from container_manager.lifecycle import SUBMITTABLE
 from container_manager.models import ContainerJob, validators
 from container_manager.states import MissedRuns
-from container_manager.workflows.cron import BadSchedule, Schedule, zone_of
+from container_manager.workflows.cron import BadSchedule, Schedule, in_order, zone_of
 from container_manager.workflows.documents import Place, dotted, is_too_deep, lines, read
 from container_manager.workflows.graph import Graph, TriggerRule, find_cycle, instance_id
 
@@ -223,6 +224,7 @@ class _Checks:
     def __init__(self) -> None:
         self.problems: list[tuple[Place, str]] = []
         self._fields = _FieldChecks()
+        self._defaults_are_sound = True
 
     def _add(self, place: Place, message: str) -> None:
         self.problems.append((place, message))
@@ -247,7 +249,9 @@ class _Checks:
         if given.get("name") is None:
             self._add(("name",), "Needed.")
         checked |= self._timing(given, checked)
+        before = len(self.problems)
         defaults = self._fields_of(("defaults",), given.get("defaults"), DEFAULTS_KEYS)
+        self._defaults_are_sound = len(self.problems) == before
         return {**checked, "defaults": defaults, "tasks": self._tasks(given, defaults)}
 
     def _timing(self, given: Mapping[str, Any], checked: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,8 +259,9 @@ class _Checks:
         start = self._value(("start_date",), given.get("start_date"), partial(_moment, zone=zone))
         end = self._value(("end_date",), given.get("end_date"), partial(_last_moment, zone=zone))
         try:
-            # Without a schedule its dates must be in order all the same.
-            Schedule.parse(checked.get("schedule", "* * * * *"), zone.key, start, end)
+            in_order(start, end)
+            if "schedule" in checked:
+                Schedule.parse(checked["schedule"], zone.key, start, end)
         except BadSchedule as error:
             self._add((error.field,), str(error))
         dates = {"start_date": start, "end_date": end}
@@ -299,7 +304,7 @@ class _Checks:
             task["depends_on"] = self._dependencies(place, task_id, task["depends_on"], known)
         if "environment_from" in task:
             self._environment_from(place, task)
-        if len(self.problems) == before:
+        if self._defaults_are_sound and len(self.problems) == before:
             self._job(place, merged(task, defaults), defaults)
         return task
 
@@ -348,7 +353,7 @@ class _Checks:
         if count > MAX_TASKS:
             self._add(
                 ("tasks",),
-                f"At most {MAX_TASKS} tasks; with all of their arrays these are {count}.",
+                f"Must not be more than {MAX_TASKS} tasks; with their arrays there are {count}.",
             )
 
     def _cycle(self, tasks: Mapping[str, Mapping[str, Any]]) -> None:
@@ -411,7 +416,6 @@ class _FieldChecks:
 
     def __init__(self) -> None:
         self._job = ContainerJob()
-        self._others = {field.name for field in ContainerJob._meta.fields}
         self._seen: dict[tuple[str, str], Any] = {}
         self._seen_together: dict[tuple[Any, ...], tuple[str, str] | None] = {}
 
@@ -426,11 +430,14 @@ class _FieldChecks:
         return seen
 
     def _checked(self, name: str, value: Any) -> Any:
-        if value is None and not ContainerJob._meta.get_field(name).null:
+        field = _FIELDS[name]
+        if value is None and not field.null:
             return _Wrong("Must not be null.")
+        if isinstance(field, CharField) and not isinstance(value, str):
+            return _Wrong("Must be a string.")  # Django would make one of it
         setattr(self._job, name, value)
         try:
-            self._job.clean_fields(exclude=self._others - {name})
+            self._job.clean_fields(exclude=_FIELDS.keys() - {name})
         except ValidationError as error:
             return _Wrong(" ".join(error.messages))
         return getattr(self._job, name)
@@ -450,6 +457,7 @@ class _FieldChecks:
         return None
 
 
+_FIELDS = {field.name: field for field in ContainerJob._meta.concrete_fields}
 _BLANK = ContainerJob()
 _TOGETHER = {name: getattr(_BLANK, name) for name in ("image", "executor", "isolation")}
 

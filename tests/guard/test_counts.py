@@ -405,9 +405,7 @@ def test_a_repair_counts_what_others_are_writing() -> None:
 @pytest.mark.django_db
 def test_who_may_write_jobs_but_no_counters_is_counted() -> None:
     execute("CREATE ROLE clerk")
-    execute(
-        "GRANT SELECT, INSERT, UPDATE, DELETE ON container_jobs, state_history, trials TO clerk"
-    )
+    execute("GRANT SELECT, INSERT, UPDATE, DELETE ON container_jobs, state_history TO clerk")
     execute("SET LOCAL ROLE clerk")
     job = JobFactory(status="pending")
     execute("UPDATE container_jobs SET status = 'queued', queued_at = now(), version = 2")

@@ -10,12 +10,12 @@ from django.db import OperationalError
 from django.utils import timezone
 
 from container_manager import lifecycle
+from container_manager.duties import Every
 from container_manager.executors.base import Execution
 from container_manager.models import ContainerJob, JobAttempt, Worker
 from container_manager.models.leases import Offer
 from container_manager.reports.fleet import seen_workers
 from container_manager.states import StopKind
-from container_manager.duties import Every
 from container_manager.worker.heartbeat import Heartbeat
 from container_manager.worker.loop import WorkerLoop
 from container_manager.worker.sweeper import THREADS, Sweeper

@@ -8,7 +8,7 @@ from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from container_manager.workflows import cron
@@ -115,6 +115,16 @@ def test_with_a_wildcard_the_wall_alone_decides(day, shown):
     assert slots == [f"{day} {time}" for time in shown]
 
 
+def test_a_change_that_is_soon_undone_is_seen():
+    """Morocco sets its clocks back for Ramadan, in 2026 from 15 February to 22 March."""
+    assert of_days("*/30 2 15 2 *", "Africa/Casablanca", "2026-02-15", "2026-03-31") == [
+        "2026-02-15 02:00+01:00",
+        "2026-02-15 02:30+01:00",
+        "2026-02-15 02:00+00:00",
+        "2026-02-15 02:30+00:00",
+    ]
+
+
 def test_a_day_that_a_country_left_out_is_made_up_for_when_the_next_begins():
     assert of_days("0 12 * * *", "Pacific/Apia", "2011-12-29", "2011-12-31") == [
         "2011-12-29 12:00-10:00",
@@ -155,9 +165,9 @@ def test_slots_increase_across_a_year_and_each_is_the_next_of_the_one_before(zon
     slots = schedule.between(begin, end, 100_000)
     assert all(before < after for before, after in pairwise(slots))
     assert schedule.after(begin) == slots[0]
-    sample = list(pairwise(slots))[:: max(1, len(slots) // 150)]
+    sample = list(pairwise(slots))[:: max(1, len(slots) // 50)]
     around = [pair for pair in pairwise(slots) if pair[1] - pair[0] not in (HOUR, 24 * HOUR)]
-    for before, after in [*sample, *around[:150]]:
+    for before, after in [*sample, *around[:50]]:
         assert schedule.after(before) == schedule.after(after - MINUTE / 2) == after
 
 
@@ -165,7 +175,7 @@ def test_slots_increase_across_a_year_and_each_is_the_next_of_the_one_before(zon
 def test_the_newest_is_the_last_that_going_forward_finds(expression):
     schedule = Schedule.parse(expression, "Europe/Berlin")
     for change in (utc("2026-03-29"), utc("2026-10-25")):
-        for until in (change + n * 17 * MINUTE for n in range(-20, 40)):
+        for until in (change + n * 37 * MINUTE for n in range(-10, 15)):
             slots = schedule.between(change - 2 * DAY, until, 1_000)
             assert schedule.latest(change - 2 * DAY, until) == slots[-1]
 
@@ -292,6 +302,7 @@ def test_a_schedule_without_a_slot_between_start_and_end_is_refused():
         Schedule.parse("0 0 29 2 *", end=utc("1971-01-01"))
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.one_of(st.text(), st.text("0123456789*/,-#LW MONJAN@", min_size=9, max_size=30)))
 def test_whatever_is_written_is_a_schedule_or_refused(expression):
     try:
