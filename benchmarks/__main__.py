@@ -1,4 +1,4 @@
-"""python -m benchmarks drain|list|stats|memory|rescue [--rounds 5] [--jobs 20000] [--docs]"""
+"""python -m benchmarks WORKLOAD [--rounds 5] [--jobs 20000] [--docs]"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import drain, listing, memory, report, rescue, stats
+from benchmarks import drain, listing, memory, report, rescue, stats, workflow
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKLOADS = {
@@ -15,6 +15,7 @@ WORKLOADS = {
     "stats": (stats.run, stats.markdown),
     "memory": (memory.run, memory.markdown),
     "rescue": (rescue.run, rescue.markdown),
+    "workflow": (workflow.run, workflow.markdown),
 }
 """How each is run, and how its table is made."""
 

@@ -31,8 +31,12 @@ class Case:
 SUBMITTING = ("S1", "S2")
 STOPPING = ("K1", "K2", "K3")
 RESCUING = ("A1", "A2")
+SCHEDULING = ("N1", "D1")
+"""Not on a worker's way: tests/integration/test_workflow_crashes.py."""
 PAUSABLE = tuple(
-    point for point in POINTS if point not in (*SUBMITTING, *RESCUING, "U3", "U4", "R2")
+    point
+    for point in POINTS
+    if point not in (*SUBMITTING, *RESCUING, *SCHEDULING, "U3", "U4", "R2")
 )
 CHAINS = ("U2+U2+X3", "R4+C3+R3", "U1+A1+A2")
 """Several workers in a row, each killed where it stands."""
@@ -49,7 +53,7 @@ ONLY_ON = {"R2": "docker"}
 def named(executor: str) -> Iterator[Case]:
     """Each point of the table once."""
     for point in POINTS:
-        if ONLY_ON.get(point, executor) != executor:
+        if ONLY_ON.get(point, executor) != executor or point in SCHEDULING:
             continue
         if point in SUBMITTING:
             yield Case(point, executor, "done", (), submitter=point)

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 ELSEWHERE = {
     "R2": "inside a pull: only an executor with images comes there",
+    "N1": "the scheduler comes there: test_workflow_crashes",
+    "D1": "the scheduler comes there: test_workflow_crashes",
 }
 WANTED = {"image": "busybox", "command": ["true"], "max_retries": 1}
 

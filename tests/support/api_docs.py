@@ -15,11 +15,20 @@ from container_manager import api, exceptions
 from container_manager.api.errors import problem_of
 from container_manager.api.job_query import FILTERS, ORDERING
 from container_manager.api.operations import MEANINGS
+from container_manager.api.parameters import Parameter
+from container_manager.api.workflow_query import (
+    DAG_FILTERS,
+    DAG_ORDERING,
+    RUN_FILTERS,
+    RUN_ORDERING,
+    TASK_FILTERS,
+    TASK_ORDERING,
+)
 from container_manager.models import ContainerJob
 from container_manager.states import JobStatus
 
 PREFIX = "/api/v1/"
-METHODS = ("get", "post", "patch", "delete")
+METHODS = ("get", "post", "put", "patch", "delete")
 
 
 def paths() -> str:
@@ -34,10 +43,26 @@ def paths() -> str:
 
 def filters() -> str:
     """The query parameters by which jobs are chosen."""
-    columns = [word for word in ORDERING.schema["items"]["enum"] if not word.startswith("-")]
-    rows = [f"| `{each.name}` | {each.description} |" for each in FILTERS]
-    rows.append(f"| `ordering` | {ORDERING.description} {', '.join(columns)}. |")
-    return _table("parameter", "chooses jobs", rows=rows)
+    return _filters("chooses jobs", FILTERS, ORDERING)
+
+
+def dag_filters() -> str:
+    return _filters("chooses DAGs", DAG_FILTERS, DAG_ORDERING)
+
+
+def run_filters() -> str:
+    return _filters("chooses runs", RUN_FILTERS, RUN_ORDERING)
+
+
+def task_filters() -> str:
+    return _filters("chooses tasks", TASK_FILTERS, TASK_ORDERING)
+
+
+def _filters(head: str, parameters: Iterable[Parameter], ordering: Parameter) -> str:
+    columns = [word for word in ordering.schema["items"]["enum"] if not word.startswith("-")]
+    rows = [f"| `{each.name}` | {each.description} |" for each in parameters]
+    rows.append(f"| `ordering` | {ordering.description} {', '.join(columns)}. |")
+    return _table("parameter", head, rows=rows)
 
 
 def error_codes() -> str:
@@ -76,6 +101,10 @@ def _raised() -> Iterator[tuple[int, str, str]]:
         exceptions.NotChangeable.of(job, ["image"], []),
         exceptions.StaleState(),
         exceptions.KeyReused(),
+        exceptions.SpecError([]),
+        exceptions.RunExists(run=None),
+        *(refused() for refused in (exceptions.DagPaused, exceptions.DagActive)),
+        *(refused() for refused in (exceptions.NothingToRetry, exceptions.ManagedByTask)),
     ]
     for error in ours:
         problem = problem_of(error)

@@ -152,19 +152,22 @@ class Workers:
 
     def start(self, *arguments: str, delay: float | None = None, **settings: Any) -> WorkerProcess:
         """Start one; `delay`: pause randomly for so long between the steps of a claim."""
-        script = ["manage.py"] if delay is None else ["-m", "tests.support.slow_worker", str(delay)]
-        command = ["run_worker"] if delay is None else []
-        number = len(self.started) + 1
-        worker = WorkerProcess(
-            [
-                *(*self.under, sys.executable, "-W", "ignore", *script, *command),
-                *("--name", f"w{number}", *arguments),
-            ],
+        slow = ["-m", "tests.support.slow_worker", str(delay)]
+        script = slow if delay is not None else ["manage.py", "run_worker"]
+        name = f"w{len(self.started) + 1}"
+        return self._start([*script, "--name", name, *arguments], "worker", **settings)
+
+    def start_scheduler(self, *arguments: str, **settings: Any) -> WorkerProcess:
+        return self._start(["manage.py", "run_scheduler", *arguments], "scheduler", **settings)
+
+    def _start(self, script: list[str], what: str, **settings: Any) -> WorkerProcess:
+        process = WorkerProcess(
+            [*self.under, sys.executable, "-W", "ignore", *script],
             self.environment(**settings),
-            self.directory / f"worker-{number}.log",
+            self.directory / f"{what}-{len(self.started) + 1}.log",
         )
-        self.started.append(worker)
-        return worker
+        self.started.append(process)
+        return process
 
     def environment(self, **settings: Any) -> dict[str, str]:
         chosen = {
