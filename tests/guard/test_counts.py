@@ -19,6 +19,7 @@ from container_manager.states import JOB, JobStatus
 from tests.factories import JobFactory, UserFactory
 from tests.models.ways import execute, raw_id, raw_sql
 from tests.support.counting import assert_exact, fold, miscounts
+from tests.support.threads import in_threads
 
 QUEUES, EXECUTORS, ISOLATIONS = ("default", "slow"), ("", "docker"), ("auto", "container")
 
@@ -293,25 +294,6 @@ def meanwhile(*actions: Callable[[], None]):
         ended.set()
         for thread in threads:
             thread.join()
-    assert errors == []
-
-
-def in_threads(*actions: Callable[[], None]) -> None:
-    errors = []
-
-    def once(action: Callable[[], None]) -> None:
-        try:
-            action()
-        except BaseException as error:  # noqa: BLE001
-            errors.append(error)
-        finally:
-            connection.close()
-
-    threads = [threading.Thread(target=once, args=[action]) for action in actions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
     assert errors == []
 
 
