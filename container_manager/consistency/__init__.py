@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from uuid import UUID
 
-from container_manager.consistency import liveness, records
+from container_manager.consistency import liveness, records, workflows
 from container_manager.consistency.asking import (
     CODES,
     FINDING,
@@ -32,6 +32,7 @@ __all__ = [
     "questions",
     "questions_of_all",
     "records",
+    "workflows",
 ]
 
 

@@ -18,7 +18,15 @@ from django.utils import timezone
 
 from container_manager import db_guard
 from container_manager.consistency import CODES, NOTE, liveness
-from container_manager.models import ContainerJob, IdempotencyKey, JobAttempt, StateHistory, Worker
+from container_manager.models import (
+    ContainerJob,
+    DagRun,
+    IdempotencyKey,
+    JobAttempt,
+    StateHistory,
+    TaskInstance,
+    Worker,
+)
 from container_manager.models.attempt import attempt_name
 from tests.commands.shell import run
 from tests.consistency.planting import (
@@ -35,6 +43,7 @@ from tests.consistency.planting import (
     put,
     told,
 )
+from tests.factories import RunFactory, TaskFactory
 from tests.support.fake_executor import FakeExecutor, World
 
 pytestmark = pytest.mark.django_db
@@ -270,6 +279,46 @@ def _(_: World) -> None:
 def _(_: World) -> None:
     job = lived("cancelled", environment={"TOKEN": "correct horse", "SHORT": "battery"})
     plant(history(job, 3), metadata={"error": "no login with correct horse, battery"})
+
+
+# Workflows ----------------------------------------------------------------------------------------
+
+
+def a_task(state: str, job: ContainerJob, run_state: str = "running") -> None:
+    """A task of that state in a run of that state, with that job; all long unchanged."""
+    run = RunFactory(state=run_state)
+    task = TaskFactory(dag_run=run, state=state, job=job, queued_at=timezone.now() - LONG_AGO)
+    of(job).update(managed_by=task.managed_by)
+    for row in (job, task, run):
+        plant(type(row).objects.filter(pk=row.pk), updated_at=timezone.now() - LONG_AGO)
+
+
+@plants("task_astray")
+def _(_: World) -> None:
+    a_task("queued", lived("running", "completed"))
+
+
+@plants("run_ended_early")
+def _(_: World) -> None:
+    a_task("queued", lived(), run_state="failed")
+
+
+@plants("run_not_ended")
+def _(_: World) -> None:
+    a_task("success", lived("running", "completed"))
+
+
+@plants("job_of_no_task")
+def _(_: World) -> None:
+    lived(managed_by="task:of-somebody")
+
+
+@pytest.mark.parametrize("model", [DagRun, TaskInstance])
+def test_the_histories_of_runs_and_tasks_are_compared_too(model: Any) -> None:
+    a_task("success", lived("running", "completed"), run_state="success")
+    assert told() == []
+    plant(model.objects.all(), version=2)
+    assert {each["code"] for each in told()} == {"history_count", "history_state"}
 
 
 # Engines ------------------------------------------------------------------------------------------
