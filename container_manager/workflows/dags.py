@@ -28,7 +28,7 @@ from container_manager.models import (
     validators,
 )
 from container_manager.models.base import batched, database_now
-from container_manager.states import RunType
+from container_manager.states import RunType, WorkflowState
 from container_manager.workflows import cron, runs
 from container_manager.workflows.cron import Schedule
 from container_manager.workflows.spec import DagSpec
@@ -36,8 +36,14 @@ from container_manager.workflows.spec import DagSpec
 AT_ONCE = 100
 """Slots that get their run in one turn of the scheduler."""
 
-MOST_IN_BACKFILL = 1_000
-"""Slots of one backfill."""
+TASKS_AT_ONCE = 10_000
+"""Tasks of all these runs together, unless one alone has more."""
+
+MOST_WAITING = 1_000
+"""Queued runs of a DAG from which on no more are made for its slots."""
+
+MOST_IN_BACKFILL, MOST_TASKS_IN_BACKFILL = 1_000, 100_000
+"""Slots of one backfill, and tasks of all its runs."""
 
 JUST_NOW = timedelta(seconds=60)
 """A slot that came within this time was not missed."""
@@ -290,6 +296,8 @@ def _slots(dag: Dag, first: datetime, last: datetime) -> list[datetime]:
     slots = schedule.between(just_before, last, MOST_IN_BACKFILL + 1)
     if len(slots) > MOST_IN_BACKFILL:
         raise ValidationError(f"More than {MOST_IN_BACKFILL} slots: take a shorter stretch.")
+    if len(slots) * DagSpec.stored(dag.spec).size > MOST_TASKS_IN_BACKFILL:
+        raise ValidationError(f"More than {MOST_TASKS_IN_BACKFILL} tasks: take a shorter stretch.")
     return slots
 
 
@@ -305,7 +313,7 @@ def fire(dag_id: UUID) -> list[UUID]:
     now = database_now(USING)
     dag = Dag.objects.due(now).filter(pk=dag_id).select_for_update(skip_locked=True).first()
     schedule = schedule_of(dag) if dag else None
-    if dag is None or schedule is None:
+    if dag is None or schedule is None or _enough_wait(dag):
         return []
     due = cron.slots_to_run(
         schedule,
@@ -313,13 +321,24 @@ def fire(dag_id: UUID) -> list[UUID]:
         now,
         states.MissedRuns(dag.missed_runs),
         tolerance=JUST_NOW,
-        limit=AT_ONCE,
+        limit=_at_once(dag),
     )
     made = [run.pk for slot in due.slots if (run := _unless_there(dag, slot)) is not None]
     dag.slots_until = due.until
     dag.next_slot_at = schedule.after(due.until)
     dag.save(update_fields=["slots_until", "next_slot_at"])
     return made
+
+
+def _enough_wait(dag: Dag) -> bool:
+    """Years of missed slots are made up for as fast as their runs begin."""
+    queued = DagRun.objects.filter(dag=dag, state=WorkflowState.QUEUED)
+    return queued[MOST_WAITING - 1 : MOST_WAITING].exists()
+
+
+def _at_once(dag: Dag) -> int:
+    """Of large DAGs fewer, so that no transaction is too long."""
+    return max(1, min(AT_ONCE, TASKS_AT_ONCE // DagSpec.stored(dag.spec).size))
 
 
 def _unless_there(dag: Dag, slot: datetime) -> DagRun | None:

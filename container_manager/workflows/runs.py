@@ -26,6 +26,7 @@ from container_manager.faults import reached
 from container_manager.lifecycle import USING, Stopped, verb
 from container_manager.models import ContainerJob, Dag, DagRun, TaskInstance, acting_as
 from container_manager.models.base import batched, database_now
+from container_manager.models.job import wake_managers
 from container_manager.states import JobStatus, RunType, StopKind, WorkflowState
 from container_manager.workflows import following, task_jobs
 from container_manager.workflows.following import JobNow
@@ -41,8 +42,10 @@ BATCH = 1_000
 SCHEDULER = "scheduler"
 """The actor of what nobody asked for."""
 
-UPSTREAM, CANCELLED, SKIPPED_BY_HAND = "upstream", "cancelled", "skipped_by_hand"
-"""Reasons of tasks that never ran: for those before them, for the run, for a person."""
+UPSTREAM, CANCELLED, SKIPPED_BY_HAND, NO_JOB = (
+    *("upstream", "cancelled", "skipped_by_hand", "not_runnable"),
+)
+"""Reasons of tasks that never ran: for those before them, the run, a person, their own job."""
 
 
 # Making -------------------------------------------------------------------------------------------
@@ -74,6 +77,7 @@ def create(
             spec=dag.spec,
         )
         TaskInstance.objects.bulk_create(_tasks(run, spec))
+    wake_managers(USING)
     return run
 
 
@@ -115,11 +119,12 @@ def startable() -> list[UUID]:
 @verb
 def start_queued(dag_id: UUID) -> list[UUID]:
     """Start queued runs of this DAG, the earliest first, as many as may be active; returns them."""
-    dag = _locked(Dag.objects.filter(pk=dag_id, is_paused=False))
+    dag = _locked(Dag.objects.filter(pk=dag_id, is_paused=False).defer("spec"))
     if dag is None:
         return []
     room = max(0, dag.max_active_runs - DagRun.objects.active().filter(dag=dag).count())
-    queued = DagRun.objects.filter(dag=dag, state=_W.QUEUED).order_by("execution_date", "pk")
+    waiting = DagRun.objects.filter(dag=dag, state=_W.QUEUED).defer("spec")
+    queued = waiting.order_by("execution_date", "pk")
     runs = list(queued.select_for_update(skip_locked=True, of=("self",))[:room])
     for run in runs:
         run.dag = dag
@@ -232,15 +237,36 @@ def _of_job(column: str) -> models.Subquery:
 
 def _go_on(run: DagRun, plan: Plan, names: Collection[str], *, ended: bool = False) -> None:
     """Decide about these names, queue what may run, and end the run when nothing is left."""
-    decisions = _decisions(run, plan, names)
+    names = set(names)
+    while names:
+        decisions = _decisions(run, plan, names)
+        ended |= not NEVER_RUNS.keys().isdisjoint(decisions.values())
+        refused = _carry_out(run, plan, decisions)
+        ended |= bool(refused)
+        names = plan.after(refused)
+    if ended:
+        _end_if_over(run)
+
+
+def _carry_out(run: DagRun, plan: Plan, decisions: Mapping[str, Decision]) -> set[str]:
+    """Move what never runs and queue what may; returns the names of which no job could be made."""
     waiting = TaskInstance.objects.filter(dag_run=run).waiting()
     for decision, state in NEVER_RUNS.items():
         _move(waiting.filter(name__in=_those(decisions, decision)), state, reason=UPSTREAM)
-    if running := _those(decisions, Decision.RUN):
-        tasks = list(waiting.filter(name__in=running).order_by("position"))
-        task_jobs.queue(run, plan.tasks, tasks)
-    if ended or not NEVER_RUNS.keys().isdisjoint(decisions.values()):
-        _end_if_over(run)
+    running = _those(decisions, Decision.RUN)
+    tasks = list(waiting.filter(name__in=running).order_by("position")) if running else []
+    return _refuse(task_jobs.queue(run, plan.tasks, tasks))
+
+
+def _refuse(refused: Mapping[str, list[TaskInstance]]) -> set[str]:
+    """Fail the tasks of which no job could be made, for these reasons."""
+    for error, tasks in refused.items():
+        pks = [task.pk for task in tasks]
+        for batch in batched(pks):
+            TaskInstance.objects.filter(pk__in=batch).update(
+                state=_W.FAILED, reason=NO_JOB, error=error
+            )
+    return {task.name for tasks in refused.values() for task in tasks}
 
 
 def _decisions(run: DagRun, plan: Plan, names: Collection[str]) -> dict[str, Decision]:
@@ -363,6 +389,7 @@ def _again(run: DagRun, tasks: models.QuerySet[Any], actor: str) -> DagRun:
         if run.state == _W.FAILED:
             run.transition_to(_W.RUNNING, cancel_requested_at=None, cancel_requested_by="")
         _move(unrun, _W.QUEUED)
+        wake_managers(USING)
         _start_again(run, plan, failed, actor)
         _go_on(run, plan, names)
     return run
@@ -380,7 +407,7 @@ def _start_again(run: DagRun, plan: Plan, failed: list[TaskInstance], actor: str
     for task in anew:
         task.job_id = ids.uuid7()
         TaskInstance.objects.filter(pk=task.pk).update(job_id=task.job_id, try_number=0)
-    task_jobs.queue(run, plan.tasks, anew)
+    _refuse(task_jobs.queue(run, plan.tasks, anew))
 
 
 @verb
@@ -398,7 +425,7 @@ def cancel_task(task_pk: UUID, *, actor: str) -> TaskInstance:
         message = "It has no job yet that could be cancelled: skip it"
         raise InvalidTransition(message, entity=task, old=task.state, new=_W.FAILED)
     with acting_as(actor):
-        lifecycle.bring(task.job_id, JobStatus.CANCELLED, actor=actor)
+        lifecycle.bring(task.job_id, JobStatus.CANCELLED, actor=actor)  # type: ignore[arg-type]
         plan = plan_of(run)
         ended, _ = _follow(run, plan)
         _go_on(run, plan, plan.after(ended), ended=bool(ended))

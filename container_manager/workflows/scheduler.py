@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import Any
 from uuid import UUID
 
-from django.db import connection
+from django.db import InterfaceError, OperationalError, connection
 
 from container_manager import conf, schema
 from container_manager.duties import Duty, Turns
@@ -31,6 +32,9 @@ IDLE_SECONDS = 1.0
 BUSY_SECONDS, BUSY_SECONDS_ON_SQLITE = 0.25, 0.05
 """The same while some are; PostgreSQL also says when a job has ended."""
 
+LATER_SECONDS = 30.0
+"""After which what went wrong with a run or a DAG is tried again."""
+
 THOROUGH_SECONDS = 15.0
 """How often runs are looked at also where nothing seems to have changed."""
 
@@ -47,6 +51,7 @@ class Scheduler:
         self._busy = False
         self._more = False
         self._schema: frozenset[str] = frozenset()
+        self._not_before: dict[UUID, float] = {}
         self._listener = Listener(MANAGERS_CHANNEL, self._woken.set)
         self._turns = Turns("Scheduler")
         self._duties = [
@@ -111,10 +116,15 @@ class Scheduler:
             self._kept(runs.advance, run_id, thoroughly=True)
 
     def _kept(self, act: Any, pk: UUID, **options: Any) -> Any:
-        """What is wrong with one run or DAG stops none of the others."""
+        """What is wrong with one run or DAG stops none of the others; it is tried again later."""
+        if self._not_before.get(pk, 0.0) > time.monotonic():
+            return None
         try:
             return act(pk, **options)
-        except ValueError:
+        except (OperationalError, InterfaceError):
+            raise
+        except Exception:
+            self._not_before[pk] = time.monotonic() + LATER_SECONDS
             logger.exception("Scheduler: %s of %s went wrong", act.__name__, pk)
         return None
 

@@ -19,7 +19,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from django.core.exceptions import ValidationError
-from django.db.models import CharField
+from django.db.models import CharField, FloatField, IntegerField
 
 from container_manager.exceptions import Problem, SpecError
 from container_manager.lifecycle import SUBMITTABLE
@@ -151,6 +151,11 @@ class DagSpec:
     def graph(self) -> Graph:
         """Over names: who depends on an array depends on all of its instances."""
         return Graph.of({task.id: task.depends_on for task in self.tasks.values()})
+
+    @property
+    def size(self) -> int:
+        """How many tasks a run of it has."""
+        return sum(task.array or 1 for task in self.tasks.values())
 
     def instances_of(self, name: str) -> list[str]:
         """The ids of the tasks that this name stands for."""
@@ -435,6 +440,8 @@ class _FieldChecks:
             return _Wrong("Must not be null.")
         if isinstance(field, CharField) and not isinstance(value, str):
             return _Wrong("Must be a string.")  # Django would make one of it
+        if isinstance(field, IntegerField | FloatField) and isinstance(value, str):
+            return _Wrong("Must be a number, not text.")  # and here, too
         setattr(self._job, name, value)
         try:
             self._job.clean_fields(exclude=_FIELDS.keys() - {name})

@@ -12,20 +12,43 @@ from django.utils import timezone
 
 from container_manager import lifecycle, retries
 from container_manager.conf import settings
-from container_manager.models import ContainerJob, DagRun, TaskInstance
+from container_manager.models import ContainerJob, DagRun, TaskInstance, validators
 from container_manager.models.base import batched
 from container_manager.workflows.spec import TaskSpec
 
 BATCH = 500
 
 
-def queue(run: DagRun, specs: Mapping[str, TaskSpec], tasks: Sequence[TaskInstance]) -> None:
-    """Make and queue the jobs of these waiting tasks of one run."""
+def queue(
+    run: DagRun, specs: Mapping[str, TaskSpec], tasks: Sequence[TaskInstance]
+) -> dict[str, list[TaskInstance]]:
+    """Make and queue the jobs of these waiting tasks of one run.
+
+    Returns, by what is wrong, those of which no job can be made.
+    """
     results = _results_of(run, {up for task in tasks for up in _read_by(specs[task.name])})
+    refused: dict[str, list[TaskInstance]] = defaultdict(list)
     for batch in batched(tasks, BATCH):
-        lifecycle.submit_all([_job(run, task, specs[task.name], results) for task in batch])
-        of_batch = TaskInstance.objects.filter(pk__in=[task.pk for task in batch])
-        of_batch.update(queued_at=timezone.now())
+        jobs = {task: _job(run, task, specs[task.name], results) for task in batch}
+        for task, job in list(jobs.items()):
+            if problem := _problem_of(job):
+                refused[problem].append(task)
+                del jobs[task]
+        lifecycle.submit_all(list(jobs.values()))
+        queued = TaskInstance.objects.filter(pk__in=[task.pk for task in jobs])
+        queued.update(queued_at=timezone.now())
+    return refused
+
+
+def _problem_of(job: ContainerJob) -> str:
+    """What was right when it was written may be too much with what others printed."""
+    size = sum(len(name) + len(value.encode()) for name, value in job.environment.items())
+    if size > validators.MAX_ENVIRONMENT_BYTES:
+        return (
+            f"Its environment has {size} bytes with what environment_from brings;"
+            f" at most {validators.MAX_ENVIRONMENT_BYTES} are allowed."
+        )
+    return ""
 
 
 def _read_by(spec: TaskSpec) -> Iterable[str]:

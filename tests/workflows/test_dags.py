@@ -125,6 +125,23 @@ def test_more_slots_than_one_turn_takes_are_all_made_each_once(clock, monkeypatc
     assert DagRun.objects.count() == 30
 
 
+def test_a_dag_of_many_tasks_gets_fewer_runs_in_one_turn(clock, monkeypatch):
+    monkeypatch.setattr(dags, "TASKS_AT_ONCE", 10)
+    dag = made({"a": task(array=4)}, schedule="* * * * *", missed_runs="all")
+    clock.now = NOON + timedelta(minutes=5)
+    assert len(dags.fire(dag.pk)) == 2
+
+
+def test_no_more_runs_are_made_while_very_many_wait(clock, monkeypatch):
+    monkeypatch.setattr(dags, "MOST_WAITING", 3)
+    monkeypatch.setattr(dags, "AT_ONCE", 2)
+    dag = made(TASKS, schedule="* * * * *", missed_runs="all")
+    clock.now = NOON + timedelta(minutes=9)
+    assert len(fired(dag)) == 4
+    runs.start_queued(dag.pk)
+    assert len(fired(dag)) == 4
+
+
 def test_a_start_in_the_past_is_made_up_for_and_an_end_is_the_end(clock):
     dag = made(
         TASKS,
@@ -236,9 +253,11 @@ def test_a_backfill_makes_what_is_missing_and_can_be_rehearsed():
         (None, NOON, NOON, "no schedule"),
         ("* * * * *", NOON, NOON - timedelta(days=1), "after"),
         ("* * * * *", NOON, NOON + timedelta(days=9), "More than 1000 slots"),
+        ("0 * * * *", NOON, NOON + timedelta(days=9), "More than 100 tasks"),
     ],
 )
-def test_a_backfill_that_makes_no_sense_is_refused(schedule, first, last, says):
+def test_a_backfill_that_makes_no_sense_is_refused(monkeypatch, schedule, first, last, says):
+    monkeypatch.setattr(dags, "MOST_TASKS_IN_BACKFILL", 100)
     dag = made(TASKS, schedule=schedule)
     with pytest.raises(ValidationError, match=says):
         dags.backfill(dag.pk, first, last, actor="ann")

@@ -257,6 +257,23 @@ def test_of_an_array_the_outputs_are_a_json_list_in_its_order():
     assert json.loads(job_of(run, "b").environment["ALL"]) == ['"0"', '"1"', '"2"']
 
 
+def test_a_task_whose_environment_grew_too_large_fails_and_says_why():
+    tasks = {
+        "a": task(array=3),
+        "b": task("a", environment_from={"ALL": "a.output"}),
+        "c": task("b"),
+        "d": task("b", trigger_rule="all_done"),
+    }
+    run = begun(tasks)
+    for index in range(3):
+        end(run, f"a[{index}]", output="x" * 60_000)
+    advance(run)
+    refused = task_of(run, "b")
+    assert (refused.state, refused.reason) == ("failed", "not_runnable")
+    assert "at most 131072" in refused.error
+    assert (states_of(run)["c"], queued_jobs(run)) == ("upstream_failed", ["d"])
+
+
 def test_what_looks_like_a_template_reaches_the_job_as_it_was_written():
     run = begun({"a": task(command=["echo", "{{ ds }}", "${X}", "$(date)"])})
     assert job_of(run, "a").command == ["echo", "{{ ds }}", "${X}", "$(date)"]
