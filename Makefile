@@ -31,7 +31,7 @@ WORKLOAD ?= drain
 ROUNDS ?= 5
 JOBS ?= 20000
 
-.PHONY: help install demo run migrate test test-sqlite test-postgres fuzz crash-sweep chaos bite simulate coverage mutants lint format docs screenshots bench clean
+.PHONY: help install demo run migrate test test-sqlite test-postgres fuzz crash-sweep workflow-sweep chaos bite simulate coverage mutants lint format docs screenshots bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,8 +76,9 @@ test-sqlite: $(INSTALLED) ## the tests on SQLite
 	$(LIVE) $(PYTEST) $(NONE_IS_FINE)
 	$(IN_BROWSER) $(PYTEST) $(NONE_IS_FINE)
 
-# Executors never see the database: once is enough for them. Pages look alike on both.
-ON_POSTGRES := --ignore=tests/executors --ignore=tests/faults/engine
+# Executors, graphs and documents never see the database: once is enough for them. Pages look alike.
+ON_POSTGRES := --ignore=tests/executors --ignore=tests/faults/engine \
+	$(foreach pure,graph cron documents spec following,--ignore=tests/workflows/test_$(pure).py)
 A_MORNING := -k an_operators_morning
 
 test-postgres: $(INSTALLED) ## the tests on a PostgreSQL that is started for them
@@ -97,6 +98,10 @@ fuzz: $(INSTALLED) ## schemathesis against a running server (CASES=2000 SEED=1 O
 crash-sweep: $(INSTALLED) ## kill workers at every point, statement and engine call (REPEAT=5 ON= EXECUTOR= POINT=)
 	$(PY) -m tests.crash --repeat $(REPEAT) $(ON:%=--on %) $(EXECUTOR:%=--executor %) \
 		$(foreach point,$(POINT),--point $(point)) $(if $(TABLE),--table $(TABLE))
+
+workflow-sweep: $(INSTALLED) ## kill schedulers and workers at very many points of a run of 200 tasks (ON=postgres)
+	$(if $(ON),$(PY) -W ignore -m tests.services $(ON) --) env EVERY_POINT=1 \
+		$(TESTS) -n $(PROCESSES) tests/integration/test_workflow_crashes.py
 
 chaos: JOBS := 10000
 chaos: SEED :=
