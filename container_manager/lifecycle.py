@@ -503,16 +503,24 @@ def once(scope: str, key: str, body_hash: str, act: Callable[[], Any]) -> tuple[
     return kept.answer, first
 
 
-def prunable(jobs: models.QuerySet[ContainerJob]) -> models.QuerySet[ContainerJob]:
-    """Those of `jobs` that are settled and have left nothing behind on any engine."""
+def prunable(
+    jobs: models.QuerySet[ContainerJob], *, by_manager: bool = False
+) -> models.QuerySet[ContainerJob]:
+    """Those of `jobs` that are settled and have left nothing behind on any engine.
+
+    What is managed by something else goes with that, `by_manager`.
+    """
     left = JobAttempt.objects.filter(job=models.OuterRef("pk"), cleaned_up=False)
-    return jobs.settled().exclude(models.Exists(left))  # type: ignore[attr-defined, no-any-return]
+    own = jobs if by_manager else jobs.filter(managed_by="")
+    return own.settled().exclude(models.Exists(left))  # type: ignore[attr-defined, no-any-return]
 
 
 @verb
-def prune(job_ids: Collection[UUID], *, keep_history: bool = False) -> set[UUID]:
+def prune(
+    job_ids: Collection[UUID], *, keep_history: bool = False, by_manager: bool = False
+) -> set[UUID]:
     """Delete these jobs with attempts, logs and history, those that are prunable; returns which."""
-    jobs = prunable(ContainerJob.objects.filter(pk__in=job_ids))
+    jobs = prunable(ContainerJob.objects.filter(pk__in=job_ids), by_manager=by_manager)
     rows = jobs.order_by("pk").select_for_update(of=("self",))
     gone = set(rows.values_list("pk", flat=True))
     ContainerJob.objects.filter(pk__in=gone).delete()

@@ -18,16 +18,13 @@ from django.db import IntegrityError, transaction
 
 from container_manager import states
 from container_manager.exceptions import DagActive, DagPaused, RunExists, StaleState
-from container_manager.lifecycle import USING, prune, verb
+from container_manager.lifecycle import USING, verb
 from container_manager.models import (
-    ContainerJob,
     Dag,
     DagRun,
-    StateHistory,
-    TaskInstance,
     validators,
 )
-from container_manager.models.base import batched, database_now
+from container_manager.models.base import database_now
 from container_manager.states import RunType, WorkflowState
 from container_manager.workflows import cron, runs
 from container_manager.workflows.cron import Schedule
@@ -183,26 +180,13 @@ def delete(dag_id: UUID, *, revision: str | None = None) -> None:
     """
     dag = Dag.objects.select_for_update().get(pk=dag_id)
     _refuse_other(dag, revision)
-    dag_runs = list(DagRun.objects.filter(dag=dag).select_for_update().values_list("pk", "state"))
-    if any(state in states.RUN_ACTIVE for _, state in dag_runs):
+    dag_runs = DagRun.objects.filter(dag=dag).order_by("pk")
+    states_of = dict(dag_runs.select_for_update().values_list("pk", "state"))
+    if not set(states.RUN_ACTIVE).isdisjoint(states_of.values()):
         raise DagActive
-    tasks = TaskInstance.objects.filter(dag_run__dag=dag)
-    _delete_jobs(list(tasks.filter(queued_at__isnull=False).values_list("job_id", flat=True)))
-    gone = {
-        DagRun.entity_type: [pk for pk, _ in dag_runs],
-        TaskInstance.entity_type: list(tasks.values_list("pk", flat=True)),
-    }
+    if len(runs.prune(states_of, also_queued=True)) < len(states_of):
+        raise DagActive("A job of this DAG is not cleaned up from its engine yet; try again")
     dag.delete()
-    for entity_type, pks in gone.items():
-        for batch in batched(pks):
-            StateHistory.objects.filter(entity_type=entity_type, entity_id__in=batch).delete()
-
-
-def _delete_jobs(job_ids: list[UUID]) -> None:
-    for batch in batched(job_ids):
-        prune(batch)
-        if ContainerJob.objects.filter(pk__in=batch).exists():
-            raise DagActive("A job of this DAG is not cleaned up from its engine yet; try again")
 
 
 @verb

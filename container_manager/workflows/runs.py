@@ -1,7 +1,7 @@
 """Runs: made, started, advanced, ended. Who moves a run or a task? The verbs of this module.
 
 Making and moving:  create  start_queued  advance
-People:             cancel  retry  retry_task  cancel_task  skip_task
+People:             cancel  retry  retry_task  cancel_task  skip_task  prune
 Questions:          startable  behind  under_way
 
 Each verb is one transaction that holds the run's row: of any number of schedulers one advances a
@@ -12,7 +12,7 @@ A task follows its job (`following`); finished jobs are read, they never call.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -24,7 +24,14 @@ from container_manager import ids, lifecycle, states
 from container_manager.exceptions import InvalidTransition, NothingToRetry, RunExists
 from container_manager.faults import reached
 from container_manager.lifecycle import USING, Stopped, verb
-from container_manager.models import ContainerJob, Dag, DagRun, TaskInstance, acting_as
+from container_manager.models import (
+    ContainerJob,
+    Dag,
+    DagRun,
+    StateHistory,
+    TaskInstance,
+    acting_as,
+)
 from container_manager.models.base import batched, database_now
 from container_manager.models.job import wake_managers
 from container_manager.states import JobStatus, RunType, StopKind, WorkflowState
@@ -458,6 +465,35 @@ def _withdraw(task: TaskInstance, actor: str) -> None:
     came = lifecycle.stop([task.job_id], StopKind.CANCEL, actor=actor)[task.job_id]  # type: ignore[list-item, index]
     if came not in (Stopped.DONE, Stopped.UNKNOWN):
         raise InvalidTransition.between(task, _W.RUNNING, _W.SKIPPED, ())
+
+
+@verb
+def prune(
+    run_ids: Iterable[UUID], *, keep_history: bool = False, also_queued: bool = False
+) -> set[UUID]:
+    """Delete those of these runs that are over, with tasks, jobs, logs and history; returns which.
+
+    One of which a job is not yet cleaned up from its engine stays.
+    """
+    deletable = [*states.OVER, _W.QUEUED] if also_queued else states.OVER
+    rows = DagRun.objects.filter(pk__in=list(run_ids), state__in=deletable).order_by("pk")
+    gone = set(rows.select_for_update().values_list("pk", flat=True))
+    tasks = TaskInstance.objects.filter(dag_run__in=gone)
+    jobs = tasks.filter(queued_at__isnull=False).order_by("pk")
+    for batch in batched(list(jobs.values_list("job_id", flat=True))):
+        lifecycle.prune(batch, keep_history=keep_history, by_manager=True)
+    gone -= set(tasks.filter(job__status__isnull=False).values_list("dag_run", flat=True))
+    _delete(gone, keep_history=keep_history)
+    return gone
+
+
+def _delete(run_ids: Collection[UUID], *, keep_history: bool) -> None:
+    tasks = TaskInstance.objects.filter(dag_run__in=run_ids)
+    task_ids = list(tasks.values_list("pk", flat=True))
+    DagRun.objects.filter(pk__in=run_ids).delete()
+    for model, pks in () if keep_history else ((DagRun, run_ids), (TaskInstance, task_ids)):
+        for batch in batched(list(pks)):
+            StateHistory.objects.filter(entity_type=model.entity_type, entity_id__in=batch).delete()
 
 
 def _held(run_id: UUID) -> DagRun:
