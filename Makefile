@@ -49,10 +49,10 @@ $(INSTALLED): requirements.txt
 
 # Using --------------------------------------------------------------------------------------------
 
-demo: migrate ## real jobs that succeed, fail, retry, are killed, cancelled and time out
+demo: migrate ## real jobs that succeed, fail, retry, are killed and time out, and a small DAG
 	@$(PY) manage.py demo
 
-run: $(INSTALLED) ## admin, REST API and a worker, in one process group (PORT=8000)
+run: $(INSTALLED) ## admin, REST API, a worker and a scheduler, in one process group (PORT=8000)
 	@$(PY) manage.py standalone $(if $(PORT),--port $(PORT))
 
 migrate: $(INSTALLED) ## bring the database up to date

@@ -19,6 +19,7 @@ from typing import Any
 
 import django
 import pytest
+import yaml
 from django.apps import apps
 from django.core.management import get_commands, load_command_class
 
@@ -89,13 +90,17 @@ def _words(states: tuple[str, ...]) -> str:
     return " ".join(f"`{state}`" for state in states) or "nothing: final"
 
 
-def api(name: str) -> str:
+def api(name: str, module: str = "tests.support.api_docs") -> str:
     """A block of docs/api.md, from modules that need Django's apps."""
     if not apps.ready:
         os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
         django.setup()
-    module = import_module("tests.support.api_docs")
-    return str(getattr(module, name)())
+    return str(getattr(import_module(module), name)())
+
+
+def workflows(name: str) -> str:
+    """A block of docs/workflows.md, likewise."""
+    return api(name, "tests.support.workflow_docs")
 
 
 BLOCKS: dict[tuple[str, str], Callable[[], str]] = {
@@ -106,8 +111,15 @@ BLOCKS: dict[tuple[str, str], Callable[[], str]] = {
     ("state_machine.md", "reasons"): reasons,
     ("settings.md", "settings"): settings,
     ("api.md", "api-filters"): lambda: api("filters"),
+    ("api.md", "api-dag-filters"): lambda: api("dag_filters"),
+    ("api.md", "api-run-filters"): lambda: api("run_filters"),
+    ("api.md", "api-task-filters"): lambda: api("task_filters"),
     ("api.md", "api-errors"): lambda: api("error_codes"),
     ("api.md", "api-paths"): lambda: api("paths"),
+    ("workflows.md", "job-fields"): lambda: workflows("job_fields"),
+    ("workflows.md", "trigger-rules"): lambda: workflows("trigger_rules"),
+    ("workflows.md", "trigger-table"): lambda: workflows("trigger_table"),
+    ("workflows.md", "missed-runs"): lambda: workflows("missed_runs"),
 }
 
 
@@ -189,14 +201,33 @@ def test_a_test_that_a_page_names_is_there(page: Path) -> None:
         assert re.search(rf"def {name}\b", text) if name else text, f"{path}::{name}"
 
 
-FAULTS = {1, 2, *range(4, 8), *range(9, 17), *range(19, 36), 37, 41}
-"""Rows of the list of faults that are about jobs; the others belong to events and workflows."""
+FAULTS = {1, 2, *range(4, 8), *range(9, 17), *range(19, 36), 37, 39, 40, 41}
+"""Rows of the list of faults that are about jobs and workflows; the others belong to events."""
 
 
 def test_every_fault_is_told_with_its_tests() -> None:
     page = (ROOT / "docs/reliability.md").read_text()
     rows = re.findall(r"^\| (\d+) \| .*`tests/", page, re.MULTILINE)
     assert set(map(int, rows)) == FAULTS
+
+
+def test_every_key_of_a_dag_and_of_a_task_is_told() -> None:
+    from container_manager.workflows import spec
+
+    page = (ROOT / "docs/workflows.md").read_text()
+    rows = re.findall(r"^\| ((?:`\w+` ?)+)\|", page, re.MULTILINE)
+    told = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert (spec.DAG_KEYS | spec.TASK_KEYS) - spec.JOB_FIELDS - told == set()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/workflows.md"])
+def test_a_shown_document_that_is_an_example_is_the_same(page: str) -> None:
+    examples = [yaml.safe_load(path.read_text()) for path in ROOT.glob("examples/*.yaml")]
+    known = {example["name"]: example for example in examples}
+    shown = [yaml.safe_load(text) for text in code_blocks(ROOT / page, "yaml")]
+    same = [document for document in shown if document["name"] in known]
+    assert same == [known[document["name"]] for document in same]
+    assert same
 
 
 def test_every_environment_variable_of_the_project_is_told() -> None:

@@ -235,15 +235,31 @@ def pairs(given: Any, option: str) -> dict[str, str]:
     return found
 
 
-# Names of single jobs -----------------------------------------------------------------------------
+# Names of single rows -----------------------------------------------------------------------------
 
 
-def find_ids(given: Iterable[Any]) -> list[UUID]:
+@dataclass(frozen=True)
+class Kind:
+    """What is named by an id."""
+
+    model: type[models.Model]
+    word: str
+
+    @property
+    def rows(self) -> models.QuerySet[Any]:
+        return self.model._default_manager.order_by("pk")
+
+
+JOB = Kind(ContainerJob, "job")
+
+
+def find_ids(given: Iterable[Any], kind: Kind = JOB) -> list[UUID]:
     """The ids that were meant, each once. Raises CommandError for one that is none or several."""
     wanted = list(dict.fromkeys(str(item) for item in given))
-    whole = {text: UUID(_digits(text)) for text in wanted if len(_digits(text)) == 32}
-    _refuse_unknown(whole)
-    return list(dict.fromkeys(whole.get(text) or _only_one(text) for text in wanted))
+    digits = {text: _digits(text, kind) for text in wanted}
+    whole = {text: UUID(found) for text, found in digits.items() if len(found) == 32}
+    _refuse_unknown(whole, kind)
+    return list(dict.fromkeys(whole.get(text) or _only_one(text, kind) for text in wanted))
 
 
 def find_job(given: Any) -> ContainerJob:
@@ -254,41 +270,40 @@ def find_job(given: Any) -> ContainerJob:
         raise wrong_usage(f"no job has the id {str(given)!r}") from None
 
 
-def _digits(text: str) -> str:
+def _digits(text: str, kind: Kind) -> str:
     digits = text.strip().lower().replace("-", "")
     if not _HEX.fullmatch(digits):
-        raise wrong_usage(f"{text[:60]!r} is not the id of a job")
+        raise wrong_usage(f"{text[:60]!r} is not the id of a {kind.word}")
     return digits
 
 
-def _refuse_unknown(whole: Mapping[str, UUID]) -> None:
+def _refuse_unknown(whole: Mapping[str, UUID], kind: Kind) -> None:
     there: set[UUID] = set()
     for part in _parts(tuple(whole.values()), BATCH):
-        there |= set(ContainerJob.objects.filter(pk__in=part).values_list("pk", flat=True))
+        there |= set(kind.rows.filter(pk__in=part).values_list("pk", flat=True))
     for text, pk in whole.items():
         if pk not in there:
-            raise wrong_usage(f"no job has the id {text!r}")
+            raise wrong_usage(f"no {kind.word} has the id {text!r}")
 
 
-def _only_one(text: str) -> UUID:
-    digits = _digits(text)
+def _only_one(text: str, kind: Kind) -> UUID:
+    digits = _digits(text, kind)
     if len(digits) < _SHORTEST:
         raise wrong_usage(f"{text!r} is too short for an id: give at least {_SHORTEST} characters")
-    found = list({*_beginning(digits), *_ending(digits)})
+    found = list({*_beginning(digits, kind), *_ending(digits, kind)})
     if not found:
-        raise wrong_usage(f"no job has an id with {text!r}")
+        raise wrong_usage(f"no {kind.word} has an id with {text!r}")
     if len(found) > 1:
-        raise wrong_usage(f"{text!r} is the id of several jobs: give more characters of it")
+        raise wrong_usage(f"{text!r} is the id of several {kind.word}s: give more characters of it")
     return found[0]
 
 
-def _beginning(digits: str) -> list[UUID]:
+def _beginning(digits: str, kind: Kind) -> list[UUID]:
     low, high = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
-    jobs = ContainerJob.objects.order_by("pk").filter(pk__gte=low, pk__lte=high)
-    return list(jobs.values_list("pk", flat=True)[:2])
+    return list(kind.rows.filter(pk__gte=low, pk__lte=high).values_list("pk", flat=True)[:2])
 
 
-def _ending(digits: str) -> list[UUID]:
+def _ending(digits: str, kind: Kind) -> list[UUID]:
     text = Replace(Cast("pk", models.CharField()), models.Value("-"), models.Value(""))
-    jobs = ContainerJob.objects.order_by("pk").alias(digits=text).filter(digits__endswith=digits)
-    return list(jobs.values_list("pk", flat=True)[:2])
+    rows = kind.rows.alias(digits=text).filter(digits__endswith=digits)
+    return list(rows.values_list("pk", flat=True)[:2])

@@ -256,7 +256,9 @@ class Slot:
 def backfill(
     dag_id: UUID, first: datetime, last: datetime, *, actor: str, dry_run: bool = False
 ) -> list[Slot]:
-    """Runs for the slots from `first` to `last` that have none; `dry_run` only tells which.
+    """Runs for the slots from `first` to `last`, or to now, that have none.
+
+    `dry_run` only tells which.
 
     Raises DoesNotExist, DagPaused, ValidationError.
     """
@@ -264,7 +266,7 @@ def backfill(
     if dag.is_paused and not dry_run:
         raise DagPaused
     _refuse_odd_moments(first=first, last=last)
-    slots = _slots(dag, first, last)
+    slots = _slots(dag, first, min(last, database_now(USING)))
     runs_there = DagRun.objects.filter(dag=dag, execution_date__range=(first, last)).defer("spec")
     there = {run.execution_date: run for run in runs_there}
     return [_slot(dag, slot, there.get(slot), actor, dry_run) for slot in slots]
@@ -275,7 +277,7 @@ def _slots(dag: Dag, first: datetime, last: datetime) -> list[datetime]:
     if schedule is None:
         raise ValidationError("It has no schedule: there are no slots to fill.")
     if first > last:
-        raise ValidationError({"first": "Must not be after `last`."})
+        raise ValidationError({"first": "Must not be after `last`, nor in the future."})
     just_before = first - timedelta(microseconds=1)
     slots = schedule.between(just_before, last, MOST_IN_BACKFILL + 1)
     if len(slots) > MOST_IN_BACKFILL:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import sqlite3
 from pathlib import Path
 
 import pytest
 
-from container_manager.management.demonstration import SCENES
-from tests.commands.shell import Shell, eventually
+from container_manager.management.demo_pipeline import TASKS, Pipeline
+from container_manager.management.demonstration import SCENES, Place
+from container_manager.models import DagRun
+from container_manager.states import NOT_OVER
+from container_manager.workflows import spec
+from tests.commands.shell import PROJECT, Shell, eventually
+from tests.workflows.driving import end
 
 pytestmark = [pytest.mark.processes, pytest.mark.sqlite]
 
@@ -45,15 +51,40 @@ def running(database: Path) -> int:
 def test_every_job_of_the_demo_ends_as_it_should(shell: Shell) -> None:
     answer = shell("demo", timeout=90)
     assert answer.code == 0, answer.out + answer.err
-    assert f"All {len(SCENES)} jobs ended as they should" in answer.out
+    assert f"All {len(SCENES)} jobs and the DAG ended as they should" in answer.out
     assert "History, rows, attempts and output of all of them agree." in answer.out
     assert "as local processes" in answer.out
     for name in ("completed", "failed", "killed", "cancelled", "timeout", "second try worked"):
         assert name in answer.out
     assert shell("check_jobs").code == 0
     listed = shell("list_jobs", "--queue", "demo", "--json")
-    assert len(listed.json) == len(SCENES)
+    assert len(listed.json) == len(SCENES) + len(TASKS)
     assert all(job["labels"]["demo"] for job in listed.json)
+    assert "demo_pipeline.transform: running -> success" in answer.out
+    assert re.search(r"^transform +success .* got 42 +as it should$", answer.out, re.MULTILINE)
+    assert [len(line) for line in answer.out.splitlines() if len(line) > 80] == []
+    (run,) = shell("list_runs", "demo_pipeline", "--json").json
+    assert (run["state"], run["tasks"]) == ("success", {"success": len(TASKS)})
+
+
+def test_the_dag_of_the_demo_is_that_of_the_example() -> None:
+    text = (PROJECT / "examples/etl_pipeline.yaml").read_text()
+    assert spec.read(text)["tasks"] == TASKS
+
+
+@pytest.mark.django_db
+def test_a_task_of_the_demo_that_does_not_succeed_is_told() -> None:
+    pipeline = Pipeline(Place("process", "", "here"), "label")
+    pipeline.advance()
+    run = DagRun.objects.get()
+    end(run, "extract", exit_code=1)
+    pipeline.advance()
+    end(run, "notify")
+    pipeline.advance()
+    assert pipeline.is_over
+    assert pipeline.wrong() == [
+        f"demo_pipeline.{name}" for name in ("extract", "transform", "load")
+    ]
 
 
 def test_interrupting_the_demo_leaves_nothing_running(shell: Shell) -> None:
@@ -68,6 +99,8 @@ def test_interrupting_the_demo_leaves_nothing_running(shell: Shell) -> None:
     assert not any(is_alive(pid) for pid in workers)
     left = shell("list_jobs", "--status", "pending,queued,running,retrying")
     assert left.code == 3
+    under_way = [word for state in NOT_OVER for word in ("--state", state)]
+    assert shell("list_runs", *under_way).code == 3
 
 
 def test_the_demo_says_what_is_missing_where_it_cannot_run(shell: Shell) -> None:

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.web
 
 MARK = "STANDALONE_OF_TEST"
 STARTED = ": started,"
+SCHEDULING = "Scheduler: started"
 OF_THE_LOG = re.compile(r"\d{4}-\d\d-\d\d ")
 
 
@@ -42,11 +43,15 @@ class Standalone(WorkerProcess):
         super().__init__(command, shell.environment | environment | {MARK: self.mark}, log)
 
     def ready(self) -> Standalone:
-        """When the worker has started and the web server answers."""
-        wait_until(lambda: self.has_ended or STARTED in self.said, "standalone")
+        """When the worker and the scheduler have started and the web server answers."""
+        wait_until(lambda: self.has_ended or self._have_started(), "standalone")
         assert not self.has_ended, self.said
         wait_until(lambda: answers(self.url), "the web server")
         return self
+
+    def _have_started(self) -> bool:
+        said = self.said
+        return STARTED in said and SCHEDULING in said
 
     @property
     def url(self) -> str:
@@ -67,6 +72,10 @@ class Standalone(WorkerProcess):
 
     def worker(self) -> int:
         (pid,) = wait_until(lambda: self.processes("run_worker"), "a worker")
+        return pid
+
+    def scheduler(self) -> int:
+        (pid,) = wait_until(lambda: self.processes("run_scheduler"), "a scheduler")
         return pid
 
     def end(self) -> None:
@@ -298,7 +307,8 @@ def test_killed_it_takes_its_whole_group_along(
 ) -> None:
     site = start().ready()
     job = running_job(home)
-    assert {os.getpgid(pid) for pid in (site.web(), site.worker())} == {site.pid}
+    children = (site.web(), site.worker(), site.scheduler())
+    assert {os.getpgid(pid) for pid in children} == {site.pid}
     site.kill()
     wait_until(lambda: nothing_is_left(site, job), "everything to end")
 
@@ -308,23 +318,25 @@ def test_killed_as_soon_as_it_starts_it_takes_everything_along(
     start: Callable[..., Standalone],
 ) -> None:
     site = start()
-    wait_until(lambda: len(site.processes()) == 3, "both children")
+    wait_until(lambda: len(site.processes()) == 4, "all children")
     site.kill()
     wait_until(lambda: not site.processes(), "everything to end")
     assert "Traceback" not in site.said
 
 
 @pytest.mark.sqlite
-@pytest.mark.parametrize("which", ["web", "worker"])
+@pytest.mark.parametrize("which", ["web", "worker", "scheduler"])
 def test_a_child_that_dies_is_started_again(start: Callable[..., Standalone], which: str) -> None:
     site = start().ready()
     before: int = getattr(site, which)()
     os.kill(before, signal.SIGKILL)
     wait_until(lambda: getattr(site, which)() != before, f"another {which}")
     assert answers(site.url)
-    told = {"web": "the web server", "worker": "the worker"}[which]
+    told = {"web": "the web server", "worker": "the worker", "scheduler": "the scheduler"}[which]
     assert f"standalone: {told} ended with exit code -9; another starts in 1 s" in site.said
     wait_until(lambda: site.said.count(STARTED) == (2 if which == "worker" else 1), "the worker")
+    starts = 2 if which == "scheduler" else 1
+    wait_until(lambda: site.said.count(SCHEDULING) == starts, "the scheduler")
     site.terminate()
     assert site.ended() == 0
     assert site.processes() == set()
@@ -407,7 +419,7 @@ def test_ctrl_c_ends_it_quietly(terminal: Terminal) -> None:
 
 @pytest.mark.sqlite
 def test_ctrl_c_in_the_first_moment_ends_it_as_quietly(terminal: Terminal) -> None:
-    wait_until(lambda: len(marked(terminal.mark)) == 3, "both children")
+    wait_until(lambda: len(marked(terminal.mark)) == 4, "all children")
     terminal.press(CTRL_C)
     assert terminal.code() == 0
     assert "Traceback" not in terminal.shown

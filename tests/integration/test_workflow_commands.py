@@ -1,4 +1,4 @@
-"""The commands of workflows with a real worker and a real scheduler: what docs/workflows.md shows."""
+"""The commands of workflows, with a real worker and scheduler: what docs/workflows.md shows."""
 
 from __future__ import annotations
 
@@ -70,6 +70,11 @@ def typed(line: str) -> str:
     return re.sub(r"\x1b\[[012]?m", "", screen.getvalue())
 
 
+def with_ids(text: str, known: dict[str, str]) -> str:
+    """The ids of this database in the place of those that the page shows."""
+    return ID.sub(lambda shown: known[shown[0]], text)
+
+
 def without_what_varies(text: str) -> list[str]:
     for pattern, word in VARIES.items():
         text = pattern.sub(word, text)
@@ -84,8 +89,7 @@ def test_the_tutorial_does_what_it_shows(at_work: Workers) -> None:
         if kind == "yaml":
             Path(f"{yaml.safe_load(text)['name']}.yaml").write_text(text)
         elif kind == "console":
-            meant = ID.sub(lambda shown: known[shown[0]], text)
-            said = "".join(map(typed, meant.splitlines()))
+            said = "".join(map(typed, with_ids(text, known).splitlines()))
         else:
             assert without_what_varies(said) == without_what_varies(text)
             assert max(map(len, said.splitlines())) <= 80
@@ -110,7 +114,7 @@ def test_a_cancelled_run_is_over_when_its_jobs_are_gone(at_work: Workers) -> Non
     typed("manage.py trigger_dag long --run-id one")
     run = DagRun.objects.get()
     wait_until(lambda: run.tasks.filter(state="running").exists(), "its first task to run")
-    assert typed("manage.py cancel_run long/one").startswith("long/one: done (is ")
+    assert typed("manage.py cancel_run long/one").startswith("long/one: done, now ")
     wait_until(lambda: not DagRun.objects.filter(state__in=RUN_ACTIVE).exists(), "its end")
     run.refresh_from_db()
     assert (run.state, run.reason) == ("failed", "cancelled")

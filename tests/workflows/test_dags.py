@@ -233,6 +233,15 @@ def test_an_unknown_parameter_is_refused_with_those_there_are():
     assert dags.trigger(dag.pk, actor="ann").params == {"DAY": "monday"}
 
 
+def test_a_backfill_ends_now(clock):
+    dag = made(TASKS, schedule="0 * * * *")
+    clock.now = NOON + timedelta(hours=1, minutes=30)
+    filled = dags.backfill(dag.pk, NOON, NOON + timedelta(days=9), actor="ann")
+    assert [slot.execution_date for slot in filled] == hours(12, 13)
+    with pytest.raises(ValidationError, match="future"):
+        dags.backfill(dag.pk, NOON + timedelta(days=1), NOON + timedelta(days=2), actor="ann")
+
+
 def test_a_backfill_makes_what_is_missing_and_can_be_rehearsed():
     dag = made(TASKS, schedule="0 * * * *")
     dags.trigger(dag.pk, execution_date=hours(13)[0], actor="ann")

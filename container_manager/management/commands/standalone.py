@@ -1,4 +1,4 @@
-"""Everything in one place: a migrated database, the web server, and a worker."""
+"""Everything in one place: a migrated database, the web server, a worker and a scheduler."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ NAMES_SHOWN = 3
 
 class Command(JobCommand):
     help = (
-        "Migrate the database, then run the web server (admin and REST API) and a worker; "
-        "either is started again if it dies. For a database without users a login is made and "
-        "printed, once. Ctrl-C or SIGTERM stops all in order, a second one at once."
+        "Migrate the database, then run the web server (admin and REST API), a worker and a "
+        "scheduler; each is started again if it dies. For a database without users a login is "
+        "made and printed, once. Ctrl-C or SIGTERM stops all in order, a second one at once."
     )
     quiet = False
 
@@ -54,6 +54,7 @@ class Command(JobCommand):
             kept = [
                 Kept("the web server", lambda: _web(listener)),
                 Kept("the worker", lambda: Child("run_worker", *_worker_options(options))),
+                Kept("the scheduler", lambda: Child("run_scheduler")),
             ]
             self._keep_running(kept, stopping)
         self.say("Stopped; nothing of it is left.")
@@ -73,7 +74,7 @@ class Command(JobCommand):
             self._tell_who_can_log_in()
         self.say()
         self._warn(listener)
-        self.say("The web server and a worker run. Ctrl-C stops both.")
+        self.say("The web server, a worker and a scheduler run. Ctrl-C stops all.")
         self._flush()
 
     def _tell_once(self, login: Login) -> None:
