@@ -251,6 +251,13 @@ UNFOLD = {
                 ("Workers", "memory", "container_manager_worker_changelist"),
             ),
             _pages(
+                "Workflows",
+                "container_manager.admin.base.may_see",
+                ("DAGs", "account_tree", "container_manager_dag_changelist"),
+                ("Runs", "play_circle", "container_manager_dagrun_changelist"),
+                ("Tasks", "checklist", "container_manager_taskinstance_changelist"),
+            ),
+            _pages(
                 "People",
                 "container_manager.admin.base.may_see_people",
                 ("Users", "person", "auth_user_changelist"),

@@ -2,8 +2,17 @@
 
 from django.contrib import admin
 
-from container_manager.admin import dashboard, jobs, people, queues, workers
+from container_manager.admin import (
+    dag_runs,
+    dags,
+    dashboard,
+    jobs,
+    people,
+    queues,
+    task_instances,
+    workers,
+)
 
-__all__ = ["jobs", "people", "queues", "workers"]
+__all__ = ["dag_runs", "dags", "jobs", "people", "queues", "task_instances", "workers"]
 
 dashboard.install(admin.site)

@@ -16,7 +16,7 @@ from django.utils import timezone
 from container_manager.admin.base import may_see
 from container_manager.admin.compat import UNFOLD
 from container_manager.models.job_counts import job_stats
-from container_manager.reports import activity, machinery
+from container_manager.reports import activity, machinery, workflows
 from container_manager.reports.activity import BY_HAND, Slot
 from container_manager.states import JobStatus, Reason
 from container_manager.templatetags import cm as showing
@@ -33,13 +33,14 @@ def install(site: AdminSite) -> None:
         request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> TemplateResponse:
         about = {"title": "Dashboard", "shown": True, "menu_beside": UNFOLD}
-        return plain(request, (about | now() if may_see(request) else {}) | (extra_context or {}))
+        shown = about | now(request.user) if may_see(request) else {}
+        return plain(request, shown | (extra_context or {}))
 
     site.index = index  # type: ignore[method-assign]
     site.index_template = "container_manager/admin/index.html"
 
 
-def now() -> dict[str, Any]:
+def now(user: Any) -> dict[str, Any]:
     """Everything that the dashboard shows."""
     stats = job_stats()
     slots = activity.throughput()
@@ -52,6 +53,7 @@ def now() -> dict[str, Any]:
         "chart": chart(slots),
         "ended": sum(slot.completed + slot.failed + slot.other for slot in slots),
         "failures": failures(),
+        "flows": workflows.overview(user),
         "workers": workers,
         "alive": sum(worker.alive for worker in workers),
         "running": sum(worker.running for worker in workers if worker.alive),

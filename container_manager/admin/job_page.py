@@ -14,7 +14,8 @@ from django.urls import reverse
 from container_manager import lifecycle
 from container_manager.admin import logs
 from container_manager.bulk import Verb
-from container_manager.models import ContainerJob, JobAttempt, StateHistory, access
+from container_manager.models import ContainerJob, JobAttempt, StateHistory, TaskInstance, access
+from container_manager.models.base import GuardedModel
 from container_manager.reports.explain import Code, Explanation, explain
 from container_manager.states import JobStatus, Phase, Reason, Stream
 from container_manager.templatetags import cm as showing
@@ -43,7 +44,7 @@ def possible(job: ContainerJob, verb: Verb) -> bool:
     if verb == Verb.QUEUE:
         return job.status in lifecycle.QUEUEABLE and job.status not in lifecycle.RETRYABLE
     if verb == Verb.RETRY:
-        return job.status in lifecycle.RETRYABLE
+        return job.status in lifecycle.RETRYABLE and not job.managed_by
     if verb == Verb.KILL:
         return job.can_transition_to(JobStatus.KILLED) and job.kill_requested_at is None
     asked = job.kill_requested_at or job.cancel_requested_at
@@ -83,6 +84,7 @@ def head(job: ContainerJob, user: Any) -> dict[str, Any]:
     explanation = explain(job)
     return {
         "job": job,
+        "task": task_of(job) if job.managed_by else None,
         "explanation": explanation,
         "buttons": buttons(job, user),
         "changeable": access.may_change(user, job),
@@ -94,6 +96,19 @@ def head(job: ContainerJob, user: Any) -> dict[str, Any]:
         "stopping": explanation.code == Code.STOPPING,
         "seen": seen(job, attempts, explanation),
     }
+
+
+def task_of(job: ContainerJob) -> TaskInstance | None:
+    """The task that a job belongs to."""
+    kind, _, pk = job.managed_by.partition(":")
+    try:
+        task = UUID(pk)
+    except ValueError:
+        return None
+    if kind != "task":
+        return None
+    tasks = TaskInstance.objects.filter(pk=task).select_related("dag_run__dag")
+    return tasks.defer("dag_run__spec", "dag_run__dag__spec").first()
 
 
 def seen(job: ContainerJob, attempts: Sequence[JobAttempt], explanation: Explanation) -> str:
@@ -113,7 +128,7 @@ def _attempt(attempt: JobAttempt) -> dict[str, Any]:
     }
 
 
-def history(job: ContainerJob) -> list[dict[str, Any]]:
+def history(job: GuardedModel) -> list[dict[str, Any]]:
     """Its moves, the latest first, each with what came before it and how long that lasted."""
     rows = StateHistory.objects.get_history(job.entity_type, job.pk, MOVES_SHOWN + 1)
     return [

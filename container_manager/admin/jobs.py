@@ -146,7 +146,7 @@ class JobAdmin(OperatorAdmin):
 
     def dashboard(self, request: HttpRequest) -> HttpResponse:
         """The dashboard of the first page, as it stands now."""
-        return self.piece(request, "dashboard.html", shown=True, **dashboard.now())
+        return self.piece(request, "dashboard.html", shown=True, **dashboard.now(request.user))
 
     @admin.display(description="State")
     def state_and_reason(self, job: ContainerJob) -> SafeString:

@@ -15,6 +15,7 @@ from django.test import Client
 from tests.admin.conftest import LIST, page_of, url
 from tests.factories import JobFactory
 from tests.support.fleet import worker_row
+from tests.workflows.driving import begun, play, task, task_of
 
 HERE = Path(__file__).resolve().parent
 
@@ -71,6 +72,7 @@ def test_no_page_needs_what_the_policy_forbids(operator: Client) -> None:
     pages = ["/admin/", LIST, page_of(one), url("add"), url("edit", one.pk)]
     pages += [url("changelist", model=model) for model in ("queue", "worker")]
     pages += [f"{url('do', 'kill')}?ids={one.pk}", "/admin/login/"]
+    pages += pages_of_workflows()
     for address in pages:
         page = operator.get(address).content.decode()
         assert not re.search(r"<script(?![^>]*\bsrc=)[^>]*>", page), address
@@ -78,6 +80,15 @@ def test_no_page_needs_what_the_policy_forbids(operator: Client) -> None:
         own = page.partition('class="cm-page')[2]
         assert " style=" not in own, address
         assert not re.search(r"(?:src|href)=[\"'](?:https?:)?//(?!testserver)", page), address
+
+
+def pages_of_workflows() -> list[str]:
+    run = play(begun({"a": task(), "b": task("a")}, schedule="@daily"), fails=["a"])
+    pages = [url("changelist", model=model) for model in ("dag", "dagrun", "taskinstance")]
+    own = ("change", "edit", "trigger", "backfill", "delete")
+    pages += [url(page, run.dag_id, model="dag") for page in own]
+    pages += [url("change", run.pk, model="dagrun"), url("do", run.pk, "cancel", model="dagrun")]
+    return [*pages, url("change", task_of(run, "a").pk, model="taskinstance")]
 
 
 def test_users_and_groups_have_the_look_of_the_others(person: object) -> None:

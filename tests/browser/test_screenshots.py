@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from container_manager import lifecycle
-from container_manager.models import ContainerJob, acting_as
+from container_manager.models import ContainerJob, Dag, DagRun, TaskInstance, acting_as
+from container_manager.workflows import dags
 from tests.browser.conftest import PATIENCE_MILLISECONDS
 from tests.support.web import Person, Site, some_site
 from tests.support.workers import Workers, settled, wait_for
+from tests.workflows.driving import made, play, started, task
 
 MOST_BYTES = 200 * 1024
 LIST = "/admin/container_manager/containerjob/"
@@ -70,10 +73,65 @@ def some_work(workers: Workers) -> tuple[ContainerJob, ContainerJob]:
     return failed, running
 
 
+PIPELINE = {
+    "extract_orders": task(environment={"PASSWORD": "only for this picture"}),
+    "extract_customers": task(),
+    "clean": task("extract_orders", "extract_customers"),
+    "regions": task("clean", array=8),
+    "load": task("regions"),
+    "archive": task("clean", skip_exit_codes=[9]),
+    "notify": task("load", "archive", trigger_rule="all_done"),
+}
+
+
+TIMES = {
+    "extract_orders": (0, 1, 42),
+    "extract_customers": (0, 2, 17),
+    "clean": (42, 43, 61),
+    "regions": (61, 64, 118),
+    "archive": (61, 62, 70),
+    "notify": (118, 119, 120),
+}
+"""Seconds from the beginning of the run: queued, began, ended."""
+
+
+def a_workflow(owner: Person) -> tuple[Dag, DagRun]:
+    """A DAG with runs that ended well and one that did not, beside two others."""
+    made({"collect": task(), "publish": task("collect")}, "metrics", schedule="*/15 * * * *")
+    dags.pause(made({"compact": task()}, "cleanup").pk)
+    dag = made(
+        PIPELINE,
+        "etl_pipeline",
+        schedule="0 2 * * *",
+        timezone="Europe/Berlin",
+        tags={"team": "data"},
+        params={"REGION": "north"},
+        description="Orders and customers into the warehouse.",
+    )
+    endings: list[dict[str, int]] = [{}, {}, {"clean": 1}, {}, {"regions[3]": 4, "archive": 9}]
+    for fails in endings:
+        run = play(started(dag), fails=fails)
+    for name, times in TIMES.items():
+        queued, began, ended = (run.created_at + timedelta(seconds=each) for each in times)
+        TaskInstance.objects.filter(dag_run=run, name=name).update(
+            queued_at=queued,
+            started_at=began,
+            ended_at=ended,
+            duration_ms=1000 * (times[2] - times[1]),
+        )
+    ended = run.created_at + timedelta(seconds=120)
+    DagRun.objects.filter(pk=run.pk).update(
+        started_at=run.created_at, ended_at=ended, duration_ms=120_000
+    )
+    Dag.objects.update(created_by=owner.user)
+    return dag, run
+
+
 @pytest.mark.sqlite
 def test_the_pictures_of_the_documentation(
     sign_in: Callable[[Person], Page], operator: Person, workers: Workers, pictures: Path
 ) -> None:
+    dag, run = a_workflow(operator)  # before there are workers, which would take its jobs
     failed, running = some_work(workers)
     page = sign_in(operator)
     page.set_viewport_size({"width": 1280, "height": 800})
@@ -93,3 +151,8 @@ def test_the_pictures_of_the_documentation(
     take("submit", f"{LIST}add/?like={failed.pk}", ".cm-form")
     take("queues", "/admin/container_manager/queue/", "tr[data-queue]")
     take("workers", "/admin/container_manager/worker/", ".cm-open")
+
+    ours = "/admin/container_manager"
+    take("dags", f"{ours}/dag/", ".cm-squares")
+    take("dag", f"{ours}/dag/{dag.pk}/change/", ".cm-grid .cm-square")
+    take("run", f"{ours}/dagrun/{run.pk}/change/", ".cm-gantt-ran")

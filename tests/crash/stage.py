@@ -17,7 +17,7 @@ from django.db import connections
 
 from container_manager import conf, crashes, faults, lifecycle
 from container_manager.management.processes import stop_on_signals
-from container_manager.models import ContainerJob, JobAttempt
+from container_manager.models import ContainerJob, JobAttempt, Worker
 from container_manager.states import Phase
 from container_manager.worker import loop as worker_loop
 from container_manager.worker.reaper import Reaper
@@ -124,6 +124,8 @@ class Stage:
         self._start("last")
         self._end_pauses()
         wait_until(self._is_over, "the end of everything", PATIENCE)
+        last_one = Worker.objects.filter(name="last")  # before it has begun, SIGTERM just ends it
+        wait_until(last_one.exists, "the last worker's beginning", PATIENCE)
         for worker in self.workers:
             worker.send(signal.SIGTERM)
         for worker in self.workers:
