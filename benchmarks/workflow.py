@@ -246,7 +246,7 @@ def _queries_of_an_advance(size: int) -> list[int]:
     document["tasks"]["many"] = {"command": ["/bin/true"], "array": size - 3, "depends_on": "t2"}
     dag, _ = dags.take_in(validate(document))
     run = dags.trigger(dag.pk, actor="benchmark")
-    runs.start_queued(dag.pk)
+    runs.start_next(dag.pk)
     seen = []
     for name in ("t0", "t1"):
         job = ContainerJob.objects.get(pk=TaskInstance.objects.get_by_task_id(run, name).job_id)

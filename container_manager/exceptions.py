@@ -146,7 +146,7 @@ class Problem:
 
 
 class SpecError(ContainerManagerError, ValueError):
-    """The document of this DAG has mistakes; `problems` are all that were found."""
+    """The document of this DAG has mistakes; all that were found are told, each with its place."""
 
     code = "invalid_dag"
 

@@ -28,7 +28,6 @@ from container_manager.api.operations import Schema31, operation_of
 from container_manager.api.parameters import Schema, read_query
 from container_manager.api.parsing import StrictJSONParser, StrictRequest
 from container_manager.models import ContainerJob, access
-from container_manager.models.job import ContainerJobQuerySet
 
 
 class JSONRenderer(BaseRenderer):
@@ -131,36 +130,48 @@ def _refuse_nul_in_headers(request: Request) -> None:
             raise Problem(400, "bad_request", "A header contains a NUL character.")
 
 
-# Jobs that this person may see --------------------------------------------------------------------
+# What this person may see -------------------------------------------------------------------------
 
 _UUID = re.compile(r"[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE)
 
 
+def is_id(text: str) -> bool:
+    """Could it be the id of something?"""
+    return _UUID.fullmatch(text) is not None
+
+
 def read_id(text: str) -> UUID:
     """The id that an address names. Raises Problem (404)."""
-    if not _UUID.fullmatch(text):
+    if not is_id(text):
         raise not_found()
     return UUID(text)
 
 
-def find_job(request: Request, pk: str, jobs: ContainerJobQuerySet | None = None) -> ContainerJob:
-    """The job, if this person may see it; else the same 404 as for an id that nobody knows.
-
-    `jobs`: to read it with other columns than all.
-    """
-    of_all = ContainerJob.objects.select_related("created_by") if jobs is None else jobs
-    found = of_all.visible_to(request.user).filter(pk=read_id(pk)).first()
+def find(request: Request, pk: str, rows: Any) -> Any:
+    """The one of these rows, if this person may see it; else the same 404 as for an unknown id."""
+    found = rows.visible_to(request.user).filter(pk=read_id(pk)).first()
     if found is None:
         raise not_found()
-    return found  # type: ignore[no-any-return]
+    return found
+
+
+def find_job(request: Request, pk: str, jobs: Any = None) -> ContainerJob:
+    """The job, if this person may see it. `jobs`: to read it with other columns than all."""
+    of_all = ContainerJob.objects.select_related("created_by") if jobs is None else jobs
+    return find(request, pk, of_all)  # type: ignore[no-any-return]
 
 
 def find_changeable_job(request: Request, pk: str) -> ContainerJob:
     """The same, if this person may also change and move it. Raises Problem (403, 404)."""
     job = find_job(request, pk)
-    if not access.may_change(request.user, job):
-        raise not_permitted()
+    refuse_unless_changeable(request, job)
     return job
+
+
+def refuse_unless_changeable(request: Request, row: Any) -> None:
+    """Only who may change this job or DAG goes on. Raises Problem (403)."""
+    if not access.may_change(request.user, row):
+        raise not_permitted()
 
 
 def actor(request: Request) -> str:
@@ -180,8 +191,11 @@ __all__ = [
     "NothingHere",
     "Response",
     "actor",
+    "find",
     "find_changeable_job",
     "find_job",
+    "is_id",
     "read_id",
+    "refuse_unless_changeable",
     "refuse_unless_operator",
 ]

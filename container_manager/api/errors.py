@@ -28,8 +28,11 @@ from rest_framework import exceptions as rest
 from container_manager.exceptions import (
     ContainerManagerError,
     KeyReused,
+    ManagedByTask,
     MoveRefused,
     NotChangeable,
+    RunExists,
+    SpecError,
     StaleState,
 )
 from container_manager.states import JOB
@@ -147,11 +150,44 @@ def _(error: ValidationError) -> Problem:
 
 
 @problem_of.register
+def _(error: SpecError) -> Problem:
+    """What concerns the document as a whole has no path: it is the detail."""
+    errors: dict[str, list[str]] = {}
+    for problem in error.problems:
+        line = "" if problem.line is None else f"line {problem.line}: "
+        errors.setdefault(problem.path, []).append(line + problem.message)
+    detail = " ".join(errors.pop("", [])) or f"The document of the DAG has {_mistakes(error)}."
+    return Problem(400, error.code, detail, errors=errors)
+
+
+def _mistakes(error: SpecError) -> str:
+    count = len(error.problems)
+    return "1 mistake" if count == 1 else f"{count} mistakes"
+
+
+@problem_of.register
 def _(error: MoveRefused) -> Problem:
-    allowed = list(JOB.get_next_states(error.old))
+    return _refused(error)
+
+
+@problem_of.register
+def _(error: ManagedByTask) -> Problem:
+    return _refused(error, managed_by=getattr(error.entity, "managed_by", ""))
+
+
+def _refused(error: MoveRefused, **more: Any) -> Problem:
+    """With where it stands, and where that lets it go by its own table."""
+    row = error.entity
+    state = error.old or getattr(row, getattr(row, "state_field", ""), "")
+    allowed = list(getattr(row, "machine", JOB).get_next_states(state))
     return Problem(
-        409, error.code, str(error), current_state=error.old, allowed_transitions=allowed
+        409, error.code, str(error), current_state=state, allowed_transitions=allowed, **more
     )
+
+
+@problem_of.register
+def _(error: RunExists) -> Problem:
+    return Problem(409, error.code, str(error), run=error.details["run"])
 
 
 @problem_of.register

@@ -9,22 +9,21 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
-from django.db.models import CharField, F, Q, TextField, Value
-from django.db.models.expressions import OrderBy
+from django.db.models import CharField, Q, TextField, Value
 from django.db.models.functions import Cast, Replace
 
 from container_manager import conf
-from container_manager.api.errors import invalid
 from container_manager.api.job_fields import ROWS, tell_row
-from container_manager.api.parameters import (
-    MOST_VALUES,
-    Parameter,
-    Unreadable,
-    moment,
-    names,
-    text,
-    words,
+from container_manager.api.listing import (
+    SEVERAL,
+    dates,
+    in_ranges,
+    labels,
+    order_terms,
+    ordering,
+    read_rows,
 )
+from container_manager.api.parameters import Parameter, names, text, words
 from container_manager.models import ContainerJob, access, validators
 from container_manager.models.expressions import CommandLine
 from container_manager.models.job import ContainerJobQuerySet
@@ -35,36 +34,13 @@ from container_manager.states import Isolation, JobStatus
 ANY_EXECUTOR = "any"
 """Of jobs that leave the executor open, as in the statistics."""
 
-SEVERAL = "Repeat it, or separate by commas, for several."
-
 
 def _executors() -> list[str]:
     return [ANY_EXECUTOR, *sorted(conf.settings.EXECUTORS)]
 
 
-def _label(given: str) -> list[tuple[str, str]]:
-    key, colon, value = given.partition(":")
-    if not colon or not validators.LABEL.fullmatch(key):
-        raise Unreadable("Must be a label as key:value.")
-    return [(key, value)]
-
-
-LABEL = Parameter(
-    "label",
-    _label,
-    {
-        "type": "array",
-        "items": {"type": "string", "pattern": f"^(?:{validators.LABEL.pattern}):[^\\x00]*$"},
-        "maxItems": MOST_VALUES,
-    },
-    "With exactly this label, as `key:value`; repeated: with all of them.",
-    many=True,
-)
-DATES = tuple(
-    moment(f"{event}_{side}", f"{event.capitalize()} {meaning}.")
-    for event in ("created", "completed")
-    for side, meaning in (("after", "at that moment or later"), ("before", "before that moment"))
-)
+LABEL = labels("label", "With exactly this label, as `key:value`; repeated: with all of them.")
+DATES = dates({"created": "Created", "completed": "Completed"})
 FILTERS: tuple[Parameter, ...] = (
     words("status", lambda: JobStatus.values, f"In one of these states. {SEVERAL}"),
     names("queue", validators.QUEUE, 100, f"In one of these queues. {SEVERAL}"),
@@ -88,7 +64,9 @@ class Selected:
 
 def select(user: Any, query: dict[str, Any]) -> Selected:
     """The jobs that `query`, read by FILTERS, means for this person. Raises Problem (400)."""
-    _refuse_reversed(query)
+    jobs = in_ranges(
+        ContainerJob.objects.all(), query, {"created": "created_at", "completed": "completed_at"}
+    )
     try:
         owner = _owner(user, query["owner"])
     except _Nobody:
@@ -96,9 +74,7 @@ def select(user: Any, query: dict[str, Any]) -> Selected:
     counted = {name: query[name] for name in DIMENSIONS if query[name] is not None}
     if ANY_EXECUTOR in counted.get("executor", ()):
         counted["executor"] = [*counted["executor"], ""]
-    jobs = ContainerJob.objects.filter(
-        **{f"{name}__in": wanted for name, wanted in counted.items()}
-    )
+    jobs = jobs.filter(**{f"{name}__in": wanted for name, wanted in counted.items()})
     jobs = jobs if owner is None else jobs.owned_by(owner)
     if any(query[name] is not None for name in _UNCOUNTED):
         jobs = _narrowed(jobs, query)
@@ -109,22 +85,10 @@ def select(user: Any, query: dict[str, Any]) -> Selected:
 _UNCOUNTED = ("label", "search", *(date.name for date in DATES))
 
 
-def _refuse_reversed(query: dict[str, Any]) -> None:
-    for event in ("created", "completed"):
-        after, before = query[f"{event}_after"], query[f"{event}_before"]
-        if after and before and after > before:
-            raise invalid({f"{event}_before": [f"Must not lie before {event}_after."]})
-
-
 def _narrowed(jobs: ContainerJobQuerySet, query: dict[str, Any]) -> ContainerJobQuerySet:
     """By what nobody counts."""
     for key, value in query["label"] or ():
         jobs = jobs.with_label(key, value)
-    for event in ("created", "completed"):
-        if after := query[f"{event}_after"]:
-            jobs = jobs.filter(**{f"{event}_at__gte": after})
-        if before := query[f"{event}_before"]:
-            jobs = jobs.filter(**{f"{event}_at__lt": before})
     return _containing(jobs, query["search"]) if query["search"] else jobs
 
 
@@ -183,36 +147,14 @@ _SORTED_BY = (
     *("created_at", "updated_at", "queued_at", "launched_at", "completed_at", "duration_ms"),
     *("priority", "name", "status"),
 )
-ORDERING = words(
-    "ordering",
-    lambda: [sign + name for name in _SORTED_BY for sign in ("", "-")],
-    "Sort by these, `-` for descending; rows without a value come last. Newest first unless given.",
-)
+ORDERING = ordering(_SORTED_BY)
 
 
-def read_page(selected: Selected, ordering: list[str] | None, limit: int, offset: int) -> Any:
-    """How many there are, and one page of them.
-
-    The offset walks over ids alone, which an index answers however deep the page lies; only the
-    rows of the page are read.
-    """
+def read_page(selected: Selected, wanted: list[str] | None, limit: int, offset: int) -> Any:
+    """How many there are, and one page of them."""
     count = selected.count()
     if offset >= count:
         return count, []
-    order = _terms(ordering or ["-created_at"])
-    ids = selected.jobs.order_by(*order).values("pk")[offset : offset + limit]
-    rows = ROWS.filter(pk__in=ids).order_by(*order)
+    order = order_terms(ContainerJob, wanted or ["-created_at"])
+    rows = read_rows(selected.jobs, ROWS, order, limit, offset)
     return count, [tell_row(row) for row in rows]
-
-
-def _terms(ordering: list[str]) -> list[Any]:
-    """With the id at the end, so that no row is on two pages or on none."""
-    tie_break = "-id" if ordering[0].startswith("-") else "id"
-    return [*(_term(name) for name in ordering), tie_break]
-
-
-def _term(name: str) -> Any:
-    column = name.removeprefix("-")
-    if not ContainerJob._meta.get_field(column).null:
-        return name
-    return OrderBy(F(column), descending=name.startswith("-"), nulls_last=True)

@@ -1,4 +1,4 @@
-"""What is on record about one job: its moves and its attempts, newest first."""
+"""What is on record about one job, run or task: moves, and attempts of a job; newest first."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from django.db.models import QuerySet
 from container_manager.api.operations import component
 from container_manager.api.parameters import MOMENT, Schema
 from container_manager.models import ContainerJob, JobAttempt, StateHistory
+from container_manager.models.base import GuardedModel
 from container_manager.reports.explanation import Code
-from container_manager.states import Blame, JobStatus, Phase
+from container_manager.states import Blame, JobStatus, Phase, WorkflowState
 
 MOVE_COLUMNS = (
     *("version", "old_state", "new_state", "attempt", "actor", "reason", "metadata", "changed_at"),
@@ -24,9 +25,9 @@ ATTEMPT_COLUMNS = (
 )
 
 
-def moves_of(job: ContainerJob) -> QuerySet[Any, Any]:
-    """The history of a job."""
-    moves: QuerySet[Any, Any] = StateHistory.objects.of(job).order_by("-version")
+def moves_of(row: GuardedModel) -> QuerySet[Any, Any]:
+    """The history of a job, a run or a task."""
+    moves: QuerySet[Any, Any] = StateHistory.objects.of(row).order_by("-version")
     return moves.values(*MOVE_COLUMNS)
 
 
@@ -40,7 +41,6 @@ def attempts_of(job: ContainerJob) -> QuerySet[Any, Any]:
 
 _TEXT: Schema = {"type": "string"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
-_STATE: Schema = {"type": "string", "enum": JobStatus.values}
 
 
 def _or_null(schema: Schema) -> Schema:
@@ -51,22 +51,29 @@ def _object(properties: dict[str, Schema]) -> Schema:
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
-_MOVE: dict[str, Schema] = {
-    "version": {"type": "integer", "minimum": 1},
-    "old_state": {
-        "anyOf": [_STATE, {"type": "null"}],
-        "description": "null: that is how it began.",
-    },
-    "new_state": _STATE,
-    "attempt": _or_null(_COUNT),
-    "actor": {**_TEXT, "description": "Who moved it: `api:ada`, `worker:…`, `db:<role>`."},
-    "reason": _TEXT,
-    "metadata": {
-        "description": "What else was told: exit code, worker, error; `requested_by`: who asked for"
-        " the stop that the worker carried out; `abandoned`: an operator gave it up."
-    },
-    "changed_at": MOMENT,
-}
+def _move(states: list[str]) -> Schema:
+    state: Schema = {"type": "string", "enum": states}
+    return _object(
+        {
+            "version": {"type": "integer", "minimum": 1},
+            "old_state": {
+                "anyOf": [state, {"type": "null"}],
+                "description": "null: that is how it began.",
+            },
+            "new_state": state,
+            "attempt": _or_null(_COUNT),
+            "actor": {**_TEXT, "description": "Who moved it: `api:ada`, `worker:…`, `db:<role>`."},
+            "reason": _TEXT,
+            "metadata": {
+                "description": "What else was told: exit code, worker, error; `requested_by`: who"
+                " asked for the stop that the worker carried out; `abandoned`: an operator gave it"
+                " up."
+            },
+            "changed_at": MOMENT,
+        }
+    )
+
+
 _ATTEMPT: dict[str, Schema] = {
     "id": {"type": "string", "format": "uuid"},
     "attempt": _COUNT,
@@ -96,7 +103,8 @@ _ATTEMPT: dict[str, Schema] = {
     "created_at": MOMENT,
     "updated_at": MOMENT,
 }
-MOVE = component("Move", _object(_MOVE))
+MOVE = component("Move", _move(JobStatus.values))
+WORKFLOW_MOVE = component("WorkflowMove", _move(WorkflowState.values))
 ATTEMPT = component("Attempt", _object(_ATTEMPT))
 EXPLANATION = component(
     "Explanation",

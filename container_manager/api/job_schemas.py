@@ -46,7 +46,7 @@ def whole(pattern: re.Pattern[str], *, but: str = "") -> str:
     return f"^{unless}(?:{pattern.pattern})$"
 
 
-def _or_empty(pattern: str) -> str:
+def or_empty(pattern: str) -> str:
     return f"^(?:{pattern[1:-1]})?$"
 
 
@@ -84,7 +84,7 @@ _POLICY: Schema = {
 
 PATTERNS = {
     "name": _ONE_LINE,
-    "image": _or_empty(whole(validators.IMAGE)),
+    "image": or_empty(whole(validators.IMAGE)),
     "working_dir": r"^(?:/[^/\x00]{0,255})*$",
     "network": whole(validators.QUEUE, but="container|host$"),
     "queue": whole(validators.QUEUE),
@@ -143,7 +143,7 @@ def _asked(name: str) -> Schema:
     if name in _SPECIAL:
         return _SPECIAL[name]
     field: Any = ContainerJob._meta.get_field(name)
-    schema = _typed(field)
+    schema = typed(field)
     for validator in field.validators:
         if isinstance(validator, InRange):
             schema |= {"minimum": validator.low, "maximum": validator.high}
@@ -166,7 +166,7 @@ _TYPES: dict[type[models.Field[Any, Any]], Schema] = {
 }
 
 
-def _typed(field: Any) -> Schema:
+def typed(field: Any) -> Schema:
     schema = next(dict(schema) for kind, schema in _TYPES.items() if isinstance(field, kind))
     if field.choices:
         empty = [""] if field.blank else []
@@ -238,7 +238,7 @@ _AS_TOLD: dict[str, Schema] = {
 }
 _IN_LIST: dict[str, Schema] = {
     **{
-        name: _AS_TOLD.get(name) or _typed(ContainerJob._meta.get_field(name))
+        name: _AS_TOLD.get(name) or typed(ContainerJob._meta.get_field(name))
         for name in LIST_COLUMNS
     },
     "owner": {"type": ["string", "null"], "description": "The name of who submitted it."},

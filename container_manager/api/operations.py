@@ -48,6 +48,15 @@ PROBLEM = component(
                 "additionalProperties": {"type": "array", "items": {"type": "string"}},
             },
             "current_state": {"type": "string", "description": "With 409."},
+            "run": {
+                "type": "string",
+                "format": "uuid",
+                "description": "With 409 `run_exists`: the run that there is.",
+            },
+            "managed_by": {
+                "type": "string",
+                "description": "With 409 `managed_by_task`: the task, as `task:…` with its id.",
+            },
             "allowed_transitions": {
                 "type": "array",
                 "items": {"type": "string"},
@@ -75,7 +84,7 @@ MEANINGS = {
     403: "This person may not do this.",
     404: "There is nothing here, or this person may not see it.",
     405: "The resource does not have this method.",
-    409: "The state of the job does not allow it.",
+    409: "Its state does not allow it.",
     412: "It changed since it was read (`If-Match`).",
     413: "The body is too large.",
     415: "The body is not JSON in UTF-8.",
@@ -113,6 +122,7 @@ class Operation:
     problems: frozenset[int] = frozenset()
     headers: tuple[Header, ...] = ()
     media_type: str = "application/json"
+    body_types: tuple[str, ...] = ("application/json",)
     tag: str = ""
     meanings: Mapping[int, str] = field(default_factory=dict)
 
@@ -134,6 +144,7 @@ def operation(
     problems: Iterable[int] = (),
     headers: Iterable[Header] = (),
     media_type: str = "application/json",
+    body_types: Iterable[str] = ("application/json",),
     tag: str = "",
     meanings: Mapping[int, str] | None = None,
 ) -> Callable[[F], F]:
@@ -147,6 +158,7 @@ def operation(
         problems=frozenset(problems),
         headers=tuple(headers),
         media_type=media_type,
+        body_types=tuple(body_types),
         tag=tag,
         meanings=meanings or {},
     )
@@ -180,7 +192,7 @@ class Schema31(AutoSchema):
     def get_operation_id(self) -> str:
         parts = self.path.removeprefix(self.path_prefix.removeprefix("^")).strip("/").split("/")
         if hasattr(self.view, "action"):
-            return f"{parts[0]}_{self.view.action}"
+            return f"{parts[0].replace('-', '_')}_{self.view.action}"
         words = [part.replace("-", "_") for part in parts if not part.startswith("{")]
         of_one = ["one"] if parts[-1].startswith("{") else []
         return "_".join([*words, self.method.lower(), *of_one])
@@ -200,7 +212,7 @@ class Schema31(AutoSchema):
 
     def get_request_serializer(self) -> Any:
         body = self.declared.body
-        return None if body is None else {"application/json": body}
+        return None if body is None else dict.fromkeys(self.declared.body_types, body)
 
     def _get_request_body(self, *args: Any, **kwargs: Any) -> Any:
         body = super()._get_request_body(*args, **kwargs)  # type: ignore[no-untyped-call]
@@ -274,8 +286,8 @@ def finish_document(result: dict[str, Any], **_: Any) -> dict[str, Any]:
     result["components"].setdefault("schemas", {}).update(COMPONENTS)
     for path, methods in result["paths"].items():
         made = methods.get("post", {}).get("responses", {}).get("201")
-        if made is not None:
-            made["links"] = _links(result["paths"], f"{path}{{id}}/")
+        if made is not None and (links := _links(result["paths"], f"{path}{{id}}/")):
+            made["links"] = links
     return result
 
 

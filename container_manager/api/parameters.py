@@ -127,7 +127,7 @@ def number(
     return Parameter(name, read, schema, description, default)
 
 
-def flag(name: str, description: str) -> Parameter:
+def flag(name: str, description: str, *, default: bool | None = False) -> Parameter:
     """1 or true, 0 or false."""
     words = {"1": True, "true": True, "0": False, "false": False}
 
@@ -136,8 +136,10 @@ def flag(name: str, description: str) -> Parameter:
             raise Unreadable("Must be 1, 0, true or false.")
         return words[text]
 
-    schema = {"enum": list(words), "default": "0", "type": "string"}
-    return Parameter(name, read, schema, description, default=False)
+    schema: Schema = {"enum": list(words), "type": "string"}
+    if default is not None:
+        schema["default"] = str(int(default))
+    return Parameter(name, read, schema, description, default)
 
 
 def word(

@@ -13,8 +13,9 @@ from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 
 from container_manager.api.errors import Problem
+from container_manager.workflows import documents
 
-MEDIA_TYPE = "application/json"
+MEDIA_TYPE, YAML = "application/json", "application/yaml"
 DEEPEST = 32
 NO_NUL = r"^[^\x00]*$"
 """The pattern of any text that is accepted here."""
@@ -38,9 +39,8 @@ class StrictJSONParser(BaseParser):
 
 def read_body(request: HttpRequest) -> Any:
     """What the body says; an empty body is an empty object. Raises Problem (400, 413, 415)."""
-    if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
-        _refuse_media("Content-Encoding is not supported here.")
-    if not _is_json(request):
+    _refuse_compressed(request)
+    if not _is(MEDIA_TYPE, request):
         # Before the body is looked at: a form may have been read by somebody else already.
         if _is_empty(request) or _is_empty_form(request):
             return {}
@@ -48,9 +48,25 @@ def read_body(request: HttpRequest) -> Any:
     return read_json(request.body) if request.body else {}
 
 
-def _is_json(request: HttpRequest) -> bool:
+def read_document(request: Request) -> tuple[Any, bytes | None]:
+    """What a body says that may also be YAML, and the text if it is. As `read_body`; SpecError."""
+    asked = request._request
+    _refuse_compressed(asked)
+    if _is(YAML, asked):
+        return documents.read(asked.body), asked.body
+    if not (_is(MEDIA_TYPE, asked) or _is_empty(asked)):
+        _refuse_media(f"Send {MEDIA_TYPE} or {YAML} in UTF-8.", f"{MEDIA_TYPE}, {YAML}")
+    return request.data, None
+
+
+def _refuse_compressed(request: HttpRequest) -> None:
+    if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+        _refuse_media("Content-Encoding is not supported here.")
+
+
+def _is(media_type: str, request: HttpRequest) -> bool:
     charset = (request.content_params or {}).get("charset", "utf-8")
-    return request.content_type == MEDIA_TYPE and charset.lower() in ("utf-8", "utf8")
+    return request.content_type == media_type and charset.lower() in ("utf-8", "utf8")
 
 
 def _is_empty(request: HttpRequest) -> bool:
@@ -73,8 +89,8 @@ def _length(request: HttpRequest) -> str:
     return str(request.META.get("CONTENT_LENGTH") or "0")
 
 
-def _refuse_media(detail: str) -> NoReturn:
-    raise Problem(415, "unsupported_media_type", detail, headers={"Accept-Post": MEDIA_TYPE})
+def _refuse_media(detail: str, accepted: str = MEDIA_TYPE) -> NoReturn:
+    raise Problem(415, "unsupported_media_type", detail, headers={"Accept-Post": accepted})
 
 
 def read_json(body: bytes) -> Any:

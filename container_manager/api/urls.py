@@ -7,7 +7,10 @@ from rest_framework.routers import SimpleRouter
 
 from container_manager.api import auth, document, logs, machinery
 from container_manager.api.base import BaseView, NothingHere
+from container_manager.api.dag_runs import DagRunViewSet
+from container_manager.api.dags import DagViewSet
 from container_manager.api.jobs import JobViewSet
+from container_manager.api.task_instances import TaskInstanceViewSet
 from container_manager.models import validators
 
 app_name = "container_manager_api"
@@ -23,6 +26,9 @@ class Router(SimpleRouter):
 
 router = Router()
 router.register("jobs", JobViewSet, basename="job")
+router.register("dags", DagViewSet, basename="dag")
+router.register("dag-runs", DagRunViewSet, basename="dag-run")
+router.register("task-instances", TaskInstanceViewSet, basename="task-instance")
 
 JOB = r"jobs/(?P<pk>[^/]+)"
 

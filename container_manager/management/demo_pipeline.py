@@ -48,7 +48,7 @@ class Pipeline:
     def advance(self) -> None:
         """Go on as far as its jobs are, and look at it."""
         if not self.is_over:
-            runs.start_queued(self._dag_id)
+            runs.start_next(self._dag_id)
             runs.advance(self._run.pk)
             self._run.refresh_from_db(fields=["state", "version", "reason"])
         self._tasks = self._look()

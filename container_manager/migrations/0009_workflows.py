@@ -95,16 +95,6 @@ class Migration(migrations.Migration):
                     "updated_at",
                     models.DateTimeField(default=django.utils.timezone.now, editable=False),
                 ),
-                (
-                    "created_by",
-                    models.ForeignKey(
-                        blank=True,
-                        null=True,
-                        on_delete=django.db.models.deletion.SET_NULL,
-                        related_name="dags",
-                        to=settings.AUTH_USER_MODEL,
-                    ),
-                ),
             ],
             options={
                 "verbose_name": "DAG",
@@ -196,15 +186,6 @@ class Migration(migrations.Migration):
                 ),
                 ("cancel_requested_at", models.DateTimeField(blank=True, null=True)),
                 ("cancel_requested_by", models.CharField(blank=True, default="", max_length=255)),
-                (
-                    "dag",
-                    models.ForeignKey(
-                        db_index=False,
-                        on_delete=django.db.models.deletion.CASCADE,
-                        related_name="runs",
-                        to="container_manager.dag",
-                    ),
-                ),
             ],
             options={
                 "verbose_name": "DAG run",
@@ -292,32 +273,63 @@ class Migration(migrations.Migration):
                 ("max_tries", models.PositiveIntegerField(default=1)),
                 ("exit_code", models.IntegerField(blank=True, null=True)),
                 ("error", models.TextField(blank=True)),
-                (
-                    "dag_run",
-                    models.ForeignKey(
-                        db_index=False,
-                        on_delete=django.db.models.deletion.CASCADE,
-                        related_name="tasks",
-                        to="container_manager.dagrun",
-                    ),
-                ),
-                (
-                    "job",
-                    models.ForeignKey(
-                        db_constraint=False,
-                        db_index=False,
-                        default=container_manager.ids.uuid7,
-                        null=True,
-                        on_delete=django.db.models.deletion.DO_NOTHING,
-                        related_name="+",
-                        to="container_manager.containerjob",
-                    ),
-                ),
             ],
             options={
                 "db_table": "task_instances",
                 "ordering": ("-created_at", "-id"),
             },
+        ),
+        migrations.AddIndex(
+            model_name="containerjob",
+            index=models.Index(
+                condition=models.Q(("managed_by", ""), _negated=True),
+                fields=["managed_by"],
+                name="jobs_managed",
+            ),
+        ),
+        migrations.AddField(
+            model_name="dag",
+            name="created_by",
+            field=models.ForeignKey(
+                blank=True,
+                null=True,
+                on_delete=django.db.models.deletion.SET_NULL,
+                related_name="dags",
+                to=settings.AUTH_USER_MODEL,
+            ),
+        ),
+        migrations.AddField(
+            model_name="dagrun",
+            name="dag",
+            field=models.ForeignKey(
+                db_index=False,
+                on_delete=django.db.models.deletion.CASCADE,
+                related_name="runs",
+                to="container_manager.dag",
+            ),
+        ),
+        migrations.AddField(
+            model_name="taskinstance",
+            name="dag_run",
+            field=models.ForeignKey(
+                db_index=False,
+                on_delete=django.db.models.deletion.CASCADE,
+                related_name="tasks",
+                to="container_manager.dagrun",
+            ),
+        ),
+        migrations.AddField(
+            model_name="taskinstance",
+            name="job",
+            field=models.ForeignKey(
+                db_constraint=False,
+                db_index=False,
+                default=container_manager.ids.uuid7,
+                null=True,
+                on_delete=django.db.models.deletion.DO_NOTHING,
+                related_name="+",
+                to="container_manager.containerjob",
+            ),
         ),
         migrations.AddIndex(
             model_name="dag",

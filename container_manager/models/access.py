@@ -25,6 +25,6 @@ def scope(user: Any) -> Any:
     return None if sees_all(user) else user
 
 
-def may_change(user: Any, job: Any) -> bool:
-    """May this person change or move this job?"""
-    return job.created_by_id == user.pk or operates(user)
+def may_change(user: Any, row: Any) -> bool:
+    """May this person change or move this job or DAG?"""
+    return row.created_by_id == user.pk or operates(user)

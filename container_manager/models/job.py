@@ -302,6 +302,9 @@ class ContainerJob(GuardedModel):
             models.Index(fields=["status", "-created_at", "-id"], name="jobs_by_status"),
             models.Index(fields=["created_by", "-created_at", "-id"], name="jobs_by_owner"),
             models.Index(fields=["completed_at"], name="jobs_completed_at"),
+            models.Index(
+                fields=["managed_by"], condition=~models.Q(managed_by=""), name="jobs_managed"
+            ),
         ]
         permissions = [("operate_containerjob", "Can see and operate all jobs")]
 

@@ -27,6 +27,9 @@ from container_manager.states import WORKFLOW, JobStatus, MissedRuns, RunType, W
 MAX_NAME = 200
 MAX_RUN_ID = 250
 
+TASK = "task:"
+"""How `managed_by` of a job begins that is a task's; then comes the task's id."""
+
 _W = WorkflowState
 
 
@@ -257,8 +260,8 @@ class TaskInstanceQuerySet(GuardedQuerySet):
         return self.filter(state__in=states.NOT_OVER)
 
     def waiting(self) -> TaskInstanceQuerySet:
-        """For their upstream: they have no job yet."""
-        return self.filter(state=_W.QUEUED, queued_at__isnull=True)
+        """For their upstream: they have no job yet, or wait for their turn to be tried again."""
+        return self.filter(state__in=(_W.QUEUED, _W.RETRYING), queued_at__isnull=True)
 
     def behind_their_job(self) -> TaskInstanceQuerySet:
         """Their job has moved on, or is gone, and they have not followed yet."""
@@ -351,4 +354,4 @@ class TaskInstance(_WorkflowRow):
     @property
     def managed_by(self) -> str:
         """What its job says of whose it is."""
-        return f"task:{self.pk}"
+        return f"{TASK}{self.pk}"

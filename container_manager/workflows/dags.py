@@ -24,7 +24,7 @@ from container_manager.models import (
     DagRun,
     validators,
 )
-from container_manager.models.base import database_now
+from container_manager.models.base import batched, database_now
 from container_manager.states import RunType, WorkflowState
 from container_manager.workflows import cron, runs
 from container_manager.workflows.cron import Schedule
@@ -39,11 +39,14 @@ TASKS_AT_ONCE = 10_000
 MOST_WAITING = 1_000
 """Queued runs of a DAG from which on no more are made for its slots."""
 
-MOST_IN_BACKFILL, MOST_TASKS_IN_BACKFILL = 1_000, 100_000
+MOST_IN_BACKFILL, MOST_TASKS_IN_BACKFILL = 1_000, 20_000
 """Slots of one backfill, and tasks of all its runs."""
 
 JUST_NOW = timedelta(seconds=60)
 """A slot that came within this time was not missed."""
+
+_OURS = tuple(f"{kind}__" for kind in RunType.values)
+"""How the ids of runs begin that nobody gave a name."""
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+~-]{0,249}")
 
@@ -51,10 +54,18 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+~-]{0,249}")
 @verb
 def take_in(spec: DagSpec, *, owner: Any = None) -> tuple[Dag, bool]:
     """Create the DAG of that name, or replace what it is made of; True: it is new."""
-    dag = Dag.objects.select_for_update().filter(name=spec.name).first()
-    if dag is not None:
+    if (dag := _named(spec)) is not None:
         return _replace(dag, spec), False
-    return create(spec, owner=owner), True
+    try:
+        return create(spec, owner=owner), True
+    except ValidationError:
+        if (dag := _named(spec)) is None:
+            raise
+        return _replace(dag, spec), False  # somebody took it in at the same time
+
+
+def _named(spec: DagSpec) -> Dag | None:
+    return Dag.objects.select_for_update().filter(name=spec.name).first()
 
 
 @verb
@@ -109,15 +120,24 @@ def _refuse_other(dag: Dag, revision: str | None) -> None:
 
 
 def _replace(dag: Dag, spec: DagSpec) -> Dag:
-    """A changed schedule begins now: slots that only the new one has were not missed."""
+    """A changed schedule begins now: what was due by the old one is made, and no slot of before.
+
+    While it is paused nothing is made: then the slots of the pause are forgotten with it.
+    """
     now = database_now(USING)
-    if _schedule_words(dag) != _schedule_words(spec):
+    if dag.schedule and _rhythm(dag) != _rhythm(spec):
+        if not dag.is_paused:
+            _make_due(dag, now)
+        dag.slots_until = now
+    elif not dag.schedule:
         dag.slots_until = now
     return _write(dag, spec, now)
 
 
-def _schedule_words(given: Dag | DagSpec) -> tuple[Any, ...]:
-    return (given.schedule or "", given.timezone, given.start_date, given.end_date)
+def _rhythm(given: Dag | DagSpec) -> tuple[Any, ...]:
+    """When slots come, but for the last of them."""
+    parsed = Schedule.parse(given.schedule, given.timezone) if given.schedule else None
+    return (parsed, given.start_date)
 
 
 def _first_moment(spec: DagSpec, now: datetime) -> datetime:
@@ -184,7 +204,8 @@ def delete(dag_id: UUID, *, revision: str | None = None) -> None:
     states_of = dict(dag_runs.select_for_update().values_list("pk", "state"))
     if not set(states.RUN_ACTIVE).isdisjoint(states_of.values()):
         raise DagActive
-    if len(runs.prune(states_of, also_queued=True)) < len(states_of):
+    gone = [runs.prune(some, also_queued=True) for some in batched(list(states_of), AT_ONCE)]
+    if sum(map(len, gone)) < len(states_of):
         raise DagActive("A job of this DAG is not cleaned up from its engine yet; try again")
     dag.delete()
 
@@ -216,6 +237,8 @@ def trigger(
 
 
 def _refuse_bad_run_id(run_id: str) -> None:
+    if run_id.startswith(_OURS):
+        raise ValidationError({"run_id": f"Names that begin with {' or '.join(_OURS)} are ours."})
     if run_id and not RUN_ID.fullmatch(run_id):
         message = "Must be up to 250 letters, digits and _ . : + ~ -, the first a letter or digit."
         raise ValidationError({"run_id": message})
@@ -298,8 +321,18 @@ def fire(dag_id: UUID) -> list[UUID]:
     """Make the runs of the slots that have come; returns them. Nothing while another does it."""
     now = database_now(USING)
     dag = Dag.objects.due(now).filter(pk=dag_id).select_for_update(skip_locked=True).first()
-    schedule = schedule_of(dag) if dag else None
-    if dag is None or schedule is None or _enough_wait(dag):
+    if dag is None or _enough_wait(dag):
+        return []
+    made = _make_due(dag, now)
+    dag.save(update_fields=["slots_until", "next_slot_at"])
+    return made
+
+
+def _make_due(dag: Dag, now: datetime) -> list[UUID]:
+    """Make the runs of the slots that have come, and move its cursor; without saving that."""
+    schedule = schedule_of(dag)
+    if schedule is None:
+        dag.next_slot_at = None
         return []
     due = cron.slots_to_run(
         schedule,
@@ -312,7 +345,6 @@ def fire(dag_id: UUID) -> list[UUID]:
     made = [run.pk for slot in due.slots if (run := _unless_there(dag, slot)) is not None]
     dag.slots_until = due.until
     dag.next_slot_at = schedule.after(due.until)
-    dag.save(update_fields=["slots_until", "next_slot_at"])
     return made
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from container_manager import states
-from container_manager.states import JobStatus, WorkflowState
+from container_manager.states import JobStatus, Reason, WorkflowState
 
 _W = WorkflowState
 
@@ -24,6 +24,7 @@ class JobNow:
     status: str
     attempt: int
     exit_code: int | None = None
+    reason: str = ""
 
 
 def moves(
@@ -53,7 +54,8 @@ def _goal(state: str, job: JobNow, skip_exit_codes: Collection[int]) -> str:
     if job.status in _GOALS:
         return _GOALS[job.status]
     if job.status == JobStatus.FAILED:
-        return _W.SUCCESS if job.exit_code in skip_exit_codes else _W.FAILED
+        by_itself = job.reason in ("", Reason.EXIT_CODE)
+        return _W.SUCCESS if by_itself and job.exit_code in skip_exit_codes else _W.FAILED
     return _W.RETRYING if job.attempt or state == _W.RETRYING else _W.QUEUED
 
 

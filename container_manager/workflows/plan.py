@@ -12,16 +12,17 @@ from container_manager.states import WorkflowState
 from container_manager.workflows.graph import Decision, Graph, decide_by_count
 from container_manager.workflows.spec import DagSpec, TaskSpec
 
-KEPT = 64
-"""Plans that a process keeps at most."""
+KEPT_TASKS = 50_000
+"""Tasks by name, of all the plans together that a process keeps; the latest it keeps anyhow."""
 
-WAITING = "waiting"
-"""In counts, beside the states: queued, and without a job yet."""
+WAITING, WAITING_AGAIN = "waiting", "waiting_again"
+"""In counts, beside the states: without a job, since it had none yet or is tried again."""
 
 NEVER_RUNS = {
     Decision.SKIP: WorkflowState.SKIPPED,
     Decision.UPSTREAM_FAILED: WorkflowState.UPSTREAM_FAILED,
 }
+"""What becomes of tasks that wait; of those that wait to be tried again, `failed`."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,15 @@ class Plan:
         """All that depend directly on one of these."""
         return {after for name in names for after in self.graph.downstream[name]}
 
+    def below(self, names: Iterable[str]) -> set[str]:
+        """All that depend on one of these, directly or through others."""
+        found: set[str] = set()
+        wave = self.after(names)
+        while wave:
+            found |= wave
+            wave = self.after(wave) - found
+        return found
+
     def decide(
         self, counts: Mapping[str, Mapping[str, int]], names: Iterable[str]
     ) -> dict[str, Decision]:
@@ -45,7 +55,7 @@ class Plan:
         return {
             name: decide_by_count(self.tasks[name].trigger_rule, self._upstream(counts, name))
             for name in names
-            if counts[name].get(WAITING)
+            if counts[name].get(WAITING) or counts[name].get(WAITING_AGAIN)
         }
 
     def _upstream(self, counts: Mapping[str, Mapping[str, int]], name: str) -> Counter[str]:
@@ -63,9 +73,8 @@ class Plan:
         while wave:
             new = self.decide(counts, wave)
             for name, decision in new.items():
-                becomes = NEVER_RUNS.get(decision, WorkflowState.QUEUED)
                 if decision != Decision.WAIT:
-                    counts[name][becomes] += counts[name].pop(WAITING)
+                    _follow(counts[name], decision)
             decisions |= new
             wave = self.after(name for name, made in new.items() if made in NEVER_RUNS)
         return decisions
@@ -73,6 +82,14 @@ class Plan:
     def before(self, names: Iterable[str]) -> set[str]:
         """All that one of these depends on directly."""
         return {before for name in names for before in self.graph.upstream[name]}
+
+
+def _follow(count: Counter[str], decision: Decision) -> None:
+    """What waited has become something else."""
+    never = decision in NEVER_RUNS
+    count[NEVER_RUNS.get(decision, WorkflowState.QUEUED)] += count.pop(WAITING, 0)
+    again = WorkflowState.FAILED if never else WorkflowState.RETRYING
+    count[again] += count.pop(WAITING_AGAIN, 0)
 
 
 _plans: OrderedDict[UUID, Plan] = OrderedDict()
@@ -84,6 +101,6 @@ def plan_of(run: DagRun) -> Plan:
     if plan is None:
         spec = DagSpec.stored(run.spec)
         plan = _plans[run.pk] = Plan(spec.tasks, spec.graph())
-        while len(_plans) > KEPT:
+        while len(_plans) > 1 and sum(len(kept.tasks) for kept in _plans.values()) > KEPT_TASKS:
             _plans.popitem(last=False)
     return plan

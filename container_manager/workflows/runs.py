@@ -1,6 +1,6 @@
 """Runs: made, started, advanced, ended. Who moves a run or a task? The verbs of this module.
 
-Making and moving:  create  start_queued  advance
+Making and moving:  create  start_next  advance
 People:             cancel  retry  retry_task  cancel_task  skip_task  prune
 Questions:          startable  behind  under_way
 
@@ -11,6 +11,7 @@ A task follows its job (`following`); finished jobs are read, they never call.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
@@ -34,12 +35,15 @@ from container_manager.models import (
 )
 from container_manager.models.base import batched, database_now
 from container_manager.models.job import wake_managers
-from container_manager.states import JobStatus, RunType, StopKind, WorkflowState
+from container_manager.models.workflow import TASK
+from container_manager.states import JobStatus, Reason, RunType, StopKind, WorkflowState
 from container_manager.workflows import following, task_jobs
 from container_manager.workflows.following import JobNow
 from container_manager.workflows.graph import Decision, instance_id
-from container_manager.workflows.plan import NEVER_RUNS, WAITING, Plan, plan_of
+from container_manager.workflows.plan import NEVER_RUNS, WAITING, WAITING_AGAIN, Plan, plan_of
 from container_manager.workflows.spec import DagSpec
+
+logger = logging.getLogger("container_manager")
 
 _W = WorkflowState
 
@@ -53,6 +57,9 @@ UPSTREAM, CANCELLED, SKIPPED_BY_HAND, NO_JOB = (
     *("upstream", "cancelled", "skipped_by_hand", "not_runnable"),
 )
 """Reasons of tasks that never ran: for those before them, the run, a person, their own job."""
+
+UNREADABLE = "unreadable"
+"""The reason of a run whose document cannot be read any more."""
 
 
 # Making -------------------------------------------------------------------------------------------
@@ -120,26 +127,36 @@ def startable() -> list[UUID]:
     waiting = DagRun.objects.filter(dag=models.OuterRef("pk"), state=_W.QUEUED)
     dags = Dag.objects.filter(models.Exists(waiting), is_paused=False)
     room = dags.filter(max_active_runs__gt=Coalesce(models.Subquery(count), 0))
-    return list(room.order_by("pk").values_list("pk", flat=True)[:100])
+    return list(room.order_by("pk").values_list("pk", flat=True))
 
 
 @verb
-def start_queued(dag_id: UUID) -> list[UUID]:
-    """Start queued runs of this DAG, the earliest first, as many as may be active; returns them."""
+def start_next(dag_id: UUID) -> UUID | None:
+    """Start the earliest queued run of this DAG, if one more may be active; returns it."""
     dag = _locked(Dag.objects.filter(pk=dag_id, is_paused=False).defer("spec"))
-    if dag is None:
-        return []
-    room = max(0, dag.max_active_runs - DagRun.objects.active().filter(dag=dag).count())
-    waiting = DagRun.objects.filter(dag=dag, state=_W.QUEUED).defer("spec")
-    queued = waiting.order_by("execution_date", "pk")
-    runs = list(queued.select_for_update(skip_locked=True, of=("self",))[:room])
-    for run in runs:
-        run.dag = dag
-        with acting_as(SCHEDULER):
-            run.transition_to(_W.RUNNING)
+    if dag is None or DagRun.objects.active().filter(dag=dag).count() >= dag.max_active_runs:
+        return None
+    queued = DagRun.objects.filter(dag=dag, state=_W.QUEUED).defer("spec")
+    run: DagRun | None = _locked(queued.order_by("execution_date", "pk"))
+    if run is None:
+        return None
+    run.dag = dag
+    with acting_as(SCHEDULER):
+        try:
             plan = plan_of(run)
-            _go_on(run, plan, set(plan.tasks))
-    return [run.pk for run in runs]
+        except (KeyError, TypeError, ValueError):
+            return _give_up(run)
+        run.transition_to(_W.RUNNING)
+        _go_on(run, plan, plan.tasks, ended=True)
+    return run.pk
+
+
+def _give_up(run: DagRun) -> UUID:
+    """Its document cannot be read: it never runs, and must not keep those after it waiting."""
+    logger.error("Run %s: its document cannot be read", run.pk)
+    _move(TaskInstance.objects.filter(dag_run=run).waiting(), _W.SKIPPED, reason=UNREADABLE)
+    run.transition_to(_W.FAILED, reason=UNREADABLE)
+    return run.pk
 
 
 def _locked(rows: models.QuerySet[Any]) -> Any:
@@ -150,10 +167,10 @@ def _locked(rows: models.QuerySet[Any]) -> Any:
 # Advancing ----------------------------------------------------------------------------------------
 
 
-def behind(limit: int = 100) -> list[UUID]:
+def behind() -> list[UUID]:
     """Active runs in which a task has to follow its job."""
-    tasks = TaskInstance.objects.behind_their_job().order_by()
-    return list(tasks.values_list("dag_run", flat=True).distinct()[:limit])
+    tasks = TaskInstance.objects.behind_their_job().filter(dag_run__state__in=states.RUN_ACTIVE)
+    return list(tasks.order_by().values_list("dag_run", flat=True).distinct())
 
 
 def under_way() -> list[UUID]:
@@ -187,7 +204,7 @@ def _without_spec(run_id: UUID) -> models.QuerySet[Any]:
 def _follow(run: DagRun, plan: Plan) -> tuple[set[str], bool]:
     """Tasks come to where their jobs stand. Returns the names that ended, and if there is more."""
     tasks = TaskInstance.objects.filter(dag_run=run).behind_their_job()
-    of_job = ("job__status", "job__attempt", "job__exit_code")
+    of_job = ("job__status", "job__attempt", "job__exit_code", "job__reason")
     rows = list(tasks.values("pk", "name", "state", "try_number", *of_job)[:BATCH])
     alike: dict[tuple[tuple[str, ...], str], list[UUID]] = defaultdict(list)
     ended = set()
@@ -208,7 +225,7 @@ def _follow(run: DagRun, plan: Plan) -> tuple[set[str], bool]:
 def _job_of(row: dict[str, Any]) -> JobNow | None:
     if row["job__status"] is None:
         return None
-    return JobNow(row["job__status"], row["job__attempt"], row["job__exit_code"])
+    return JobNow(*(row[f"job__{name}"] for name in ("status", "attempt", "exit_code", "reason")))
 
 
 def _why(job: JobNow | None, path: tuple[str, ...]) -> str:
@@ -259,7 +276,9 @@ def _carry_out(run: DagRun, plan: Plan, decisions: Mapping[str, Decision]) -> se
     """Move what never runs and queue what may; returns the names of which no job could be made."""
     waiting = TaskInstance.objects.filter(dag_run=run).waiting()
     for decision, state in NEVER_RUNS.items():
-        _move(waiting.filter(name__in=_those(decisions, decision)), state, reason=UPSTREAM)
+        never = waiting.filter(name__in=_those(decisions, decision))
+        _move(never.filter(state=_W.QUEUED), state, reason=UPSTREAM)
+        _move(never.filter(state=_W.RETRYING), _W.FAILED, reason=UPSTREAM)
     running = _those(decisions, Decision.RUN)
     tasks = list(waiting.filter(name__in=running).order_by("position")) if running else []
     return _refuse(task_jobs.queue(run, plan.tasks, tasks))
@@ -306,10 +325,14 @@ def _counts(run: DagRun, names: Collection[str] = ()) -> dict[str, Counter[str]]
     groups = near.order_by().annotate(has_job=has_job).values("name", "state", "reason", "has_job")
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for group in groups.annotate(n=models.Count("pk")):
-        waits = group["state"] == _W.QUEUED and not group["has_job"]
-        seen = WAITING if waits else following.counts_as(group["state"], group["reason"])
+        seen = following.counts_as(group["state"], group["reason"])
+        if not group["has_job"]:
+            seen = _WITHOUT_JOB.get(seen, seen)
         counts[group["name"]][seen] += group["n"]
     return counts
+
+
+_WITHOUT_JOB: dict[str, str] = {_W.QUEUED: WAITING, _W.RETRYING: WAITING_AGAIN}
 
 
 def _end_if_over(run: DagRun) -> None:
@@ -317,9 +340,16 @@ def _end_if_over(run: DagRun) -> None:
     if tasks.unfinished().exists():
         return
     rows = tasks.order_by().values_list("state").annotate(n=models.Count("pk"))
-    cut_short = run.cancel_requested_at is not None and tasks.filter(reason=CANCELLED).exists()
-    state, reason = following.outcome_of_run(dict(rows), cancelled=cut_short)
+    state, reason = following.outcome_of_run(dict(rows), cancelled=_was_cut_short(run, tasks))
     run.transition_to(state, reason=reason)
+
+
+def _was_cut_short(run: DagRun, tasks: models.QuerySet[Any]) -> bool:
+    """Did a cancel of the run, now or before a retry, cost it a task?"""
+    skipped = models.Q(state=_W.SKIPPED, reason=CANCELLED)
+    stopped = models.Q(reason__in=(Reason.CANCELLED, Reason.KILLED))
+    cost = skipped | stopped if run.cancel_requested_at else skipped
+    return tasks.filter(cost).exists()
 
 
 # People -------------------------------------------------------------------------------------------
@@ -334,6 +364,7 @@ def cancel(run_id: UUID, *, actor: str) -> DagRun:
     run = _held(run_id)
     if run.state in states.OVER:
         raise run._invalid(run.state, _W.FAILED)
+    _follow_all(run)
     with acting_as(actor):
         if run.cancel_requested_at is None:
             run.cancel_requested_at, run.cancel_requested_by = database_now(USING), actor
@@ -349,9 +380,18 @@ def cancel(run_id: UUID, *, actor: str) -> DagRun:
 
 
 def _follow_all(run: DagRun) -> None:
+    """What ended by itself before somebody asked for something is told as it was."""
     more = True
-    while more:
-        _, more = _follow(run, plan_of(run))
+    with acting_as(SCHEDULER):
+        while more:
+            _, more = _follow(run, plan_of(run))
+
+
+def _of_run(task_pk: UUID) -> tuple[DagRun, TaskInstance]:
+    """A task and its run, held; the task has come to where its job stands."""
+    run = _held(_task(task_pk).dag_run_id)
+    _follow_all(run)
+    return run, _task(task_pk)
 
 
 @verb
@@ -372,20 +412,23 @@ def retry_task(task_pk: UUID, *, actor: str) -> TaskInstance:
 
     Raises DoesNotExist, InvalidTransition.
     """
-    task = _task(task_pk)
-    run = _held(task.dag_run_id)
-    task.refresh_from_db()
+    run, task = _of_run(task_pk)
     if task.state != _W.FAILED:
         raise task._invalid(task.state, _W.RETRYING)
-    below = plan_of(run).graph.below(task.name)
-    behind_it = models.Q(name__in=below, state=_W.UPSTREAM_FAILED)
+    if run.cancel_requested_at and run.state in states.RUN_ACTIVE:
+        message = "Its run is being cancelled: retry it when that is done"
+        raise InvalidTransition(message, entity=task, old=task.state, new=_W.RETRYING)
+    behind_it = models.Q(name__in=plan_of(run).below([task.name]), state=_W.UPSTREAM_FAILED)
     again = TaskInstance.objects.filter(models.Q(pk=task.pk) | behind_it, dag_run=run)
     _again(run, again, actor)
     return _task(task_pk)
 
 
 def _again(run: DagRun, tasks: models.QuerySet[Any], actor: str) -> DagRun:
-    """Start the failed ones of these tasks again, and let those that never ran wait again."""
+    """Start the failed ones of these tasks again, and let those that never ran wait again.
+
+    What depends on another that is tried again waits for that, and is decided and made anew.
+    """
     failed = list(tasks.filter(state=_W.FAILED))
     unrun = tasks.filter(state=_W.UPSTREAM_FAILED)
     names = set(unrun.values_list("name", flat=True))
@@ -396,25 +439,35 @@ def _again(run: DagRun, tasks: models.QuerySet[Any], actor: str) -> DagRun:
         if run.state == _W.FAILED:
             run.transition_to(_W.RUNNING, cancel_requested_at=None, cancel_requested_by="")
         _move(unrun, _W.QUEUED)
+        _move(TaskInstance.objects.filter(pk__in=[task.pk for task in failed]), _W.RETRYING)
         wake_managers(USING)
-        _start_again(run, plan, failed, actor)
-        _go_on(run, plan, names)
+        later = plan.below({*names, *(task.name for task in failed)})
+        _renew([task for task in failed if task.name in later])
+        refused = _start_again(run, plan, [t for t in failed if t.name not in later], actor)
+        _go_on(run, plan, names | later | plan.after(refused), ended=bool(refused))
     return run
 
 
-def _start_again(run: DagRun, plan: Plan, failed: list[TaskInstance], actor: str) -> None:
-    """A job that failed is retried; one that is gone, cancelled or killed gets a successor."""
-    pks = [task.pk for task in failed]
-    _move(TaskInstance.objects.filter(pk__in=pks), _W.RETRYING)
-    jobs = [task.job_id for task in failed if task.job_id]
+def _renew(tasks: list[TaskInstance]) -> None:
+    """They wait as if they had never run; their next job is another one."""
+    for task in tasks:
+        task.job_id, task.try_number, task.queued_at = ids.uuid7(), 0, None
+        task.state = _W.RETRYING
+    TaskInstance.objects.bulk_update(tasks, ["job_id", "try_number", "queued_at"], BATCH)
+
+
+def _start_again(run: DagRun, plan: Plan, failed: list[TaskInstance], actor: str) -> set[str]:
+    """A job that failed is retried; one that is gone, cancelled or killed gets a successor.
+
+    Returns the names of which no job could be made.
+    """
+    jobs = [task.job_id for task in failed if task.job_id and task.queued_at]
     still = ContainerJob.objects.filter(pk__in=jobs, status__in=lifecycle.RETRYABLE)
     retried = set(still.values_list("pk", flat=True))
     lifecycle.retry(retried, actor=actor, by_manager=True)
     anew = [task for task in failed if task.job_id not in retried]
-    for task in anew:
-        task.job_id = ids.uuid7()
-        TaskInstance.objects.filter(pk=task.pk).update(job_id=task.job_id, try_number=0)
-    _refuse(task_jobs.queue(run, plan.tasks, anew))
+    _renew(anew)
+    return _refuse(task_jobs.queue(run, plan.tasks, anew))
 
 
 @verb
@@ -423,9 +476,7 @@ def cancel_task(task_pk: UUID, *, actor: str) -> TaskInstance:
 
     Raises DoesNotExist, StopRequested, InvalidTransition where it has no job or is over.
     """
-    task = _task(task_pk)
-    run = _held(task.dag_run_id)
-    task.refresh_from_db()
+    run, task = _of_run(task_pk)
     if task.state in states.OVER:
         raise task._invalid(task.state, _W.FAILED)
     if task.queued_at is None:
@@ -433,9 +484,9 @@ def cancel_task(task_pk: UUID, *, actor: str) -> TaskInstance:
         raise InvalidTransition(message, entity=task, old=task.state, new=_W.FAILED)
     with acting_as(actor):
         lifecycle.bring(task.job_id, JobStatus.CANCELLED, actor=actor)  # type: ignore[arg-type]
+        _follow_all(run)
         plan = plan_of(run)
-        ended, _ = _follow(run, plan)
-        _go_on(run, plan, plan.after(ended), ended=bool(ended))
+        _go_on(run, plan, plan.tasks, ended=True)
     return _task(task_pk)
 
 
@@ -445,9 +496,7 @@ def skip_task(task_pk: UUID, *, actor: str) -> TaskInstance:
 
     Raises DoesNotExist, InvalidTransition.
     """
-    task = _task(task_pk)
-    run = _held(task.dag_run_id)
-    task.refresh_from_db()
+    run, task = _of_run(task_pk)
     if task.state != _W.QUEUED:
         raise task._invalid(task.state, _W.SKIPPED)
     with acting_as(actor):
@@ -456,7 +505,7 @@ def skip_task(task_pk: UUID, *, actor: str) -> TaskInstance:
         task.transition_to(_W.SKIPPED, reason=SKIPPED_BY_HAND)
         if run.state in states.RUN_ACTIVE:
             plan = plan_of(run)
-            _go_on(run, plan, plan.after([task.name]), ended=True)
+            _go_on(run, plan, plan.tasks, ended=True)
     return task
 
 
@@ -479,10 +528,16 @@ def prune(
     rows = DagRun.objects.filter(pk__in=list(run_ids), state__in=deletable).order_by("pk")
     gone = set(rows.select_for_update().values_list("pk", flat=True))
     tasks = TaskInstance.objects.filter(dag_run__in=gone)
-    jobs = tasks.filter(queued_at__isnull=False).order_by("pk")
-    for batch in batched(list(jobs.values_list("job_id", flat=True))):
-        lifecycle.prune(batch, keep_history=keep_history, by_manager=True)
-    gone -= set(tasks.filter(job__status__isnull=False).values_list("dag_run", flat=True))
+    run_of = {f"{TASK}{pk}": run for pk, run in tasks.values_list("pk", "dag_run")}
+    for batch in batched(list(run_of)):
+        jobs = ContainerJob.objects.filter(managed_by__in=batch)  # also those before a successor
+        ready = lifecycle.prunable(jobs, by_manager=True).values("pk")
+        kept = jobs.exclude(pk__in=ready).values_list("managed_by", flat=True)
+        gone -= {run_of[managed_by] for managed_by in kept}
+    for batch in batched([managed_by for managed_by, run in run_of.items() if run in gone]):
+        jobs = ContainerJob.objects.filter(managed_by__in=batch)
+        pks = list(jobs.values_list("pk", flat=True))
+        lifecycle.prune(pks, keep_history=keep_history, by_manager=True)
     _delete(gone, keep_history=keep_history)
     return gone
 

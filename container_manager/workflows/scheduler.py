@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import InterfaceError, OperationalError, connection
+from django.db.models import Q
 
 from container_manager import conf, schema
 from container_manager.duties import Duty, Turns
@@ -21,7 +22,7 @@ from container_manager.listener import Listener
 from container_manager.models import Dag, DagRun
 from container_manager.models.base import database_now
 from container_manager.models.job import MANAGERS_CHANNEL
-from container_manager.states import NOT_OVER
+from container_manager.states import RUN_ACTIVE, WorkflowState
 from container_manager.workflows import dags, runs
 
 logger = logging.getLogger("container_manager")
@@ -50,6 +51,8 @@ class Scheduler:
         self._outdated = False
         self._busy = False
         self._more = False
+        self._took = 0.0
+        """Seconds of the latest look at what has changed: where that is much, it is done less."""
         self._schema: frozenset[str] = frozenset()
         self._not_before: dict[UUID, float] = {}
         self._listener = Listener(MANAGERS_CHANNEL, self._woken.set)
@@ -84,7 +87,8 @@ class Scheduler:
 
     def _wait(self) -> None:
         """In pieces: the signal that says `stop` cannot wake us."""
-        left = 0.0 if self._more else (self._busy_seconds if self._busy else IDLE_SECONDS)
+        pause = max(self._busy_seconds, self._took) if self._busy else IDLE_SECONDS
+        left = 0.0 if self._more else min(pause, IDLE_SECONDS)
         while left > 0 and not self._stopping and not self._idle:
             if self._woken.wait(min(left, 0.25)):
                 break
@@ -95,21 +99,23 @@ class Scheduler:
 
     def _fire(self) -> None:
         due = Dag.objects.due(database_now("default")).order_by("next_slot_at")
-        for dag_id in list(due.values_list("pk", flat=True)[:100]):
+        for dag_id in list(due.values_list("pk", flat=True)):
             for run_id in self._kept(dags.fire, dag_id) or ():
                 logger.info("Scheduler: run %s was made", run_id)
             reached("N1")
 
     def _start(self) -> None:
         for dag_id in runs.startable():
-            self._kept(runs.start_queued, dag_id)
+            while self._kept(runs.start_next, dag_id):
+                pass
         self._busy = DagRun.objects.active().exists()
 
     def _advance(self) -> None:
+        began = time.monotonic()
         behind = runs.behind() if self._busy else []
-        self._more = bool(behind)
-        for run_id in behind:
-            self._kept(runs.advance, run_id)
+        more = [run_id for run_id in behind if self._kept(runs.advance, run_id)]
+        self._more = bool(more)
+        self._took = time.monotonic() - began
 
     def _look_thoroughly(self) -> None:
         for run_id in runs.under_way() if self._busy else ():
@@ -135,6 +141,6 @@ class Scheduler:
 
     def _look_for_an_end(self) -> None:
         if self._until_idle and not self._more:
-            self._idle = not DagRun.objects.filter(
-                state__in=NOT_OVER, dag__is_paused=False
-            ).exists()
+            startable = Q(state=WorkflowState.QUEUED, dag__is_paused=False)
+            left = DagRun.objects.filter(startable | Q(state__in=RUN_ACTIVE))
+            self._idle = not left.exists()

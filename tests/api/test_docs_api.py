@@ -94,6 +94,7 @@ def admin(transactional_db: None) -> Person:
 def ran(admin: Person, workers: Workers, live_site: Site, tmp_path: Path) -> Path:
     """Where the shell ran that did all that the page says."""
     workers.start("--concurrency", "4").wait_until_started()
+    workers.start_scheduler()
     directory = tmp_path / "shell"
     directory.mkdir()
     command = ["bash", "-c", script(live_site.url)]

@@ -11,17 +11,22 @@ import pytest
 from django.core.management import call_command
 from django.test import Client
 
-from container_manager.api import job_schemas
+from container_manager.api import job_schemas, workflow_schemas
 from container_manager.api.job_query import FILTERS
 from container_manager.api.operations import COMPONENTS
 from container_manager.models import ContainerJob
 from tests.api.test_job_submit import BAD, PLAIN
 from tests.factories import AttemptFactory, JobFactory
 from tests.support.api import Api, an_operator
+from tests.support.flows import flow
+from tests.workflows.driving import begun, made, play, started, task, task_of
 
 pytestmark = pytest.mark.django_db
 
-METHODS = ("get", "post", "patch", "delete")
+DOCUMENT = workflow_schemas.DAG_DOCUMENT["$ref"].rpartition("/")[2]
+CHAIN = {"first": task(), "many": task("first", array=3), "last": task("many")}
+
+METHODS = ("get", "post", "put", "patch", "delete")
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +179,77 @@ def test_answers_are_as_the_schema_says():
     }
     for name, answer in told.items():
         assert allowed_by(name, answer.json()), name
+
+
+def test_answers_about_workflows_are_as_the_schema_says():
+    api = Api(an_operator())
+    dag = made(CHAIN, name="shown", schedule="0 2 * * *", tags={"a": "b"})
+    run = play(started(dag), fails=["many[1]"])
+    begun({"waits": task()}, name="other")
+    failed = task_of(run, "many[1]")
+    stretch = {"first": "2026-01-01T00:00:00Z", "last": "2026-01-02T00:00:00Z"}
+    told = {
+        "Dag": api.get(f"dags/{dag.pk}/"),
+        "DagPage": api.get("dags/"),
+        "DagRun": api.get(f"dag-runs/{run.pk}/"),
+        "DagRunPage": api.get("dag-runs/"),
+        "Graph": api.get(f"dag-runs/{run.pk}/graph/"),
+        "WorkflowMovePage": api.get(f"dag-runs/{run.pk}/history/"),
+        "TaskInstance": api.get(f"task-instances/{failed.pk}/"),
+        "TaskInstancePage": api.get("task-instances/"),
+        "Backfilled": api.post(f"dags/{dag.pk}/backfill/", stretch),
+        "Problem": api.post("dags/", {"name": "shown"}),
+    }
+    for name, answer in told.items():
+        assert allowed_by(name, answer.json()), name
+    for name in ("Dag", "DagRun", "Graph", "TaskInstance"):
+        assert set(told[name].json()) == set(COMPONENTS[name]["properties"])
+    assert allowed_by(DOCUMENT, told["Dag"].json()["document"])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"name": "a b"}, {"name": None}, {"tasks": {}}, {"tasks": None}, {"tasks": {"a b": {}}}),
+        *({"is_paused": True}, {"max_active_runs": 0}, {"missed_runs": "some"}, {"tags": {"": ""}}),
+        *({"start_date": "2026"}, {"params": {"CM_X": ""}}, {"defaults": {"depends_on": []}}),
+        {"tasks": {"a": {"command": "true", "name": "x"}}},
+        {"tasks": {"a": {"command": "true", "trigger_rule": "never"}}},
+        {"tasks": {"a": {"command": "true", "array": 10_001}}},
+        {"tasks": {"a": {"command": "true", "cpu_limit": "1"}}},
+        {"tasks": {"a": {"command": "true", "skip_exit_codes": [0]}}},
+        {"tasks": {"a": {"command": "true", "environment_from": {"A": "a.b"}}}},
+    ],
+)
+def test_a_dag_that_is_refused_for_a_single_value_is_refused_by_the_schema(fields):
+    assert allowed_by(DOCUMENT, flow())
+    assert not allowed_by(DOCUMENT, flow(**fields))
+    assert Api(an_operator()).post("dags/", flow(**fields)).status_code == 400
+
+
+def test_a_dag_with_everything_is_allowed_by_the_schema():
+    everything = flow(
+        description=None,
+        schedule="0 2 * * *",
+        timezone="Europe/Berlin",
+        start_date="2026-01-01",
+        end_date="2026-12-31T23:00:00+01:00",
+        missed_runs="all",
+        max_active_runs=2,
+        tags={"team": "data"},
+        params={"DAY": "monday"},
+        tasks={
+            "a": {"command": "true", "array": 3, "skip_exit_codes": [99], "priority": 1},
+            "b": {
+                "command": ["true"],
+                "depends_on": "a",
+                "trigger_rule": "all_done",
+                "environment_from": {"A": "a.output", "B": "a.exit_code"},
+            },
+        },
+    )
+    assert allowed_by(DOCUMENT, everything)
+    assert Api(an_operator()).post("dags/", everything).status_code == 201
 
 
 def test_what_is_told_of_a_job_is_what_the_schema_lists():

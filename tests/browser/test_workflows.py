@@ -60,7 +60,7 @@ def test_a_dag_is_imported_mended_run_watched_and_retried(
     expect_state(page, "queued")
     run = DagRun.objects.get()
     assert run.params == {"GREETING": "good morning"}
-    runs.start_queued(Dag.objects.get().pk)
+    runs.start_next(Dag.objects.get().pk)
     expect_state(page, "running")
     play(run, fails=["transform"])
     expect_state(page, "failed")

@@ -114,7 +114,7 @@ def plays(monkeypatch: pytest.MonkeyPatch, *ends: tuple[str, int]) -> None:
     """While the command waits a scheduler starts the run, and its tasks end so, one by one."""
 
     def begin() -> None:
-        runs.start_queued(DagRun.objects.get().dag_id)
+        runs.start_next(DagRun.objects.get().dag_id)
 
     def end_one(task_id: str, exit_code: int) -> None:
         end(DagRun.objects.get(), task_id, exit_code)
@@ -210,7 +210,7 @@ def test_a_dag_without_schedule_has_no_slots() -> None:
 
 def failed_run(dag: Dag, run_id: str = "bad") -> DagRun:
     begun = triggered("--run-id", run_id)
-    runs.start_queued(dag.pk)
+    runs.start_next(dag.pk)
     end(begun, "first", 1)
     advance(begun)
     return fresh(begun)
@@ -225,7 +225,7 @@ def test_a_failed_run_goes_on_from_its_failed_tasks(dag: Dag) -> None:
 
 def test_a_run_is_cancelled(dag: Dag) -> None:
     begun = triggered("--run-id", "one")
-    runs.start_queued(dag.pk)
+    runs.start_next(dag.pk)
     answer = run("cancel_run", str(begun.pk)[-12:], "--json")
     assert answer.code == 0
     (result,) = answer.json["results"]

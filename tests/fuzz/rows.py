@@ -8,9 +8,10 @@ from typing import Any
 
 from django.utils import timezone
 
-from container_manager.models import ContainerJob, JobAttempt, JobLog, Queue, Worker
+from container_manager.models import ContainerJob, Dag, JobAttempt, JobLog, Queue, Worker
 from container_manager.states import LAUNCHED, JobStatus, Phase, Stream
 from tests.factories import AttemptFactory, JobFactory
+from tests.fuzz import flows
 from tests.support.web import PASSWORD, Person, make_person
 
 STATES: dict[str, tuple[JobStatus, ...]] = {
@@ -19,6 +20,7 @@ STATES: dict[str, tuple[JobStatus, ...]] = {
     "queue": (JobStatus.PENDING, JobStatus.RETRYING),
     "cancel": (JobStatus.PENDING, JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.FAILED),
     "kill": (JobStatus.PENDING, JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.RETRYING),
+    "delete": (JobStatus.PENDING, JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.RETRYING),
     "retry": (JobStatus.FAILED,),
     "bulk": tuple(JobStatus),
 }
@@ -34,6 +36,9 @@ BULK_QUEUE = "bulk"
 """Filters of bulk requests are kept to this queue, or the first would stop every job there is."""
 
 QUEUES = ("default", "nightly", "gpu.a100")
+FLOW_SHARE = 40
+"""One DAG, run or task of a kind for so many cases."""
+
 HELD = 3
 LOST = 100
 """Held jobs whose engine nobody reaches."""
@@ -43,9 +48,10 @@ LOST = 100
 class Targets:
     """Ids, names and tokens of what is there."""
 
-    jobs: dict[str, list[str]]
+    rows: dict[str, dict[str, list[str]]]
+    """By collection, as in the address, and kind of request."""
     revisions: dict[str, str]
-    """Of the jobs that are there to be changed or moved, before anybody did it."""
+    """Of the jobs and DAGs that are there to be changed or moved, before anybody did it."""
     workers: list[str]
     queues: list[str]
     credentials: list[dict[str, str]]
@@ -69,7 +75,7 @@ def make_targets(cases: int) -> Targets:
     JobFactory(created_by=bob.user)
     leavers = [make_person(f"leaver-{number}") for number in range(max(50, cases // 10))]
     return Targets(
-        jobs=jobs,
+        rows={"jobs": jobs, **flows.make(ada, max(20, cases // FLOW_SHARE))},
         revisions=_revisions(),
         workers=[str(worker.pk) for worker in workers],
         queues=list(QUEUES),
@@ -108,7 +114,9 @@ def _job(owner: Person, status: JobStatus, queue: str) -> ContainerJob:
 
 
 def _revisions() -> dict[str, str]:
-    return {str(job.pk): job.revision for job in ContainerJob.objects.all()}
+    return {
+        str(row.pk): row.revision for model in (ContainerJob, Dag) for row in model.objects.all()
+    }
 
 
 def _print(job: ContainerJob, attempt: int) -> None:

@@ -139,8 +139,13 @@ def test_many_who_start_the_runs_of_one_dag_start_no_more_than_it_allows():
     for hour in range(8):
         slot = moment(f"2026-05-01T0{hour}:00:00+00:00")
         dags.trigger(dag.pk, execution_date=slot, actor="ann")
-    together(*[partial(runs.start_queued, dag.pk)] * 6)
-    runs.start_queued(dag.pk)
+
+    def start_all():
+        while runs.start_next(dag.pk):
+            pass
+
+    together(*[start_all] * 6)
+    start_all()
     assert DagRun.objects.filter(state="running").count() == 3
     assert ContainerJob.objects.count() == 3
 
@@ -149,7 +154,7 @@ def test_a_cancel_in_the_middle_of_a_fan_out_leaves_no_job_behind():
     dag = made({"many": task(array=1_000)})
     run = dags.trigger(dag.pk, actor="ann")
     together(
-        partial(runs.start_queued, dag.pk),
+        partial(runs.start_next, dag.pk),
         partial(runs.cancel, run.pk, actor="ann"),
         partial(runs.advance, run.pk),
     )
@@ -187,5 +192,5 @@ def test_a_run_that_is_deleted_under_a_scheduler_is_nothing_to_it():
     runs.cancel(run.pk, actor="ann")
     dags.delete(run.dag_id)
     assert runs.advance(run.pk) is False
-    assert runs.start_queued(run.dag_id) == []
+    assert runs.start_next(run.dag_id) is None
     assert dags.fire(run.dag_id) == []

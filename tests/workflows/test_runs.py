@@ -288,12 +288,13 @@ def test_no_more_runs_are_active_than_the_dag_allows_and_the_earliest_begin():
         dags.trigger(dag.pk, execution_date=moment(f"2026-03-0{day}T00:00:00+00:00"), actor="t")
         for day in (3, 1, 2)
     ]
-    assert set(runs.start_queued(dag.pk)) == {made_runs[1].pk, made_runs[2].pk}
-    assert runs.start_queued(dag.pk) == []
+    assert runs.start_next(dag.pk) == made_runs[1].pk
+    assert runs.start_next(dag.pk) == made_runs[2].pk
+    assert runs.start_next(dag.pk) is None
     assert runs.startable() == []
     play(made_runs[1])
     assert runs.startable() == [dag.pk]
-    assert runs.start_queued(dag.pk) == [made_runs[0].pk]
+    assert runs.start_next(dag.pk) == made_runs[0].pk
 
 
 def test_a_paused_dag_begins_nothing_and_what_runs_goes_on():
@@ -302,11 +303,11 @@ def test_a_paused_dag_begins_nothing_and_what_runs_goes_on():
     waiting = dags.trigger(dag.pk, actor="tester")
     dags.pause(dag.pk)
     assert runs.startable() == []
-    assert runs.start_queued(dag.pk) == []
+    assert runs.start_next(dag.pk) is None
     assert play(running).state == "success"
     assert fresh(waiting).state == "queued"
     dags.pause(dag.pk, paused=False)
-    assert runs.start_queued(dag.pk) == [waiting.pk]
+    assert runs.start_next(dag.pk) == waiting.pk
 
 
 # People -------------------------------------------------------------------------------------------
