@@ -51,6 +51,7 @@ CODES = {
     "keys_expired": "I16",
     "changes_unfolded": "I16",
     "secret_in_history": "I15",
+    "task_early": "I14",
     "task_astray": "I14",
     "run_ended_early": "I14",
     "run_not_ended": "I14",

@@ -17,6 +17,9 @@ from container_manager.consistency.asking import Finding, Records, found, of_all
 from container_manager.models import ContainerJob, DagRun, StateHistory, TaskInstance
 from container_manager.states import NOT_OVER, OVER, RUN_ACTIVE, SETTLED
 
+LATELY = timedelta(days=1)
+"""Runs that ended earlier are not looked into any more."""
+
 MARGIN = timedelta(minutes=2)
 """So long the schedulers may take to look at what has changed."""
 
@@ -72,6 +75,33 @@ def runs_end_with_their_tasks(records: Records) -> Iterator[Finding]:
 def _moved_lately(run: DagRun, records: Records) -> bool:
     tasks = TaskInstance.objects.using(records.using).filter(dag_run=run)
     return tasks.filter(updated_at__gte=records.now() - MARGIN).exists()
+
+
+@of_all
+def tasks_begin_after_those_before_them(records: Records) -> Iterator[Finding]:
+    """A task that needs the success of those before it begins after it; of runs of late only."""
+    lately = Q(state__in=RUN_ACTIVE) | Q(ended_at__gt=records.now() - LATELY)
+    tasks = TaskInstance.objects.using(records.using).order_by()
+    for run in DagRun.objects.using(records.using).order_by().filter(lately).iterator():
+        needed = _needs_success(run.spec)
+        unsuccessful = set(
+            tasks.filter(dag_run=run).exclude(state="success").values_list("name", flat=True)
+        )
+        begun = tasks.filter(dag_run=run, queued_at__isnull=False)
+        for name in sorted(set(begun.values_list("name", flat=True)) & needed.keys()):
+            if early := unsuccessful & needed[name]:
+                text = f"task {name} of run {run.run_id} has begun before {min(early)} succeeded"
+                yield found("task_early", text)
+
+
+def _needs_success(document: Any) -> dict[str, set[str]]:
+    """By name those before it, of tasks that ask for the success of all of them."""
+    usual = (document.get("defaults") or {}).get("trigger_rule", "all_success")
+    return {
+        name: set(task.get("depends_on", ()))
+        for name, task in (document.get("tasks") or {}).items()
+        if task.get("trigger_rule", usual) == "all_success"
+    }
 
 
 @of_all

@@ -283,6 +283,8 @@ def _(_: World) -> None:
 
 # Workflows ----------------------------------------------------------------------------------------
 
+NOW = timezone.now()
+
 
 def a_task(state: str, job: ContainerJob, run_state: str = "running") -> None:
     """A task of that state in a run of that state, with that job; all long unchanged."""
@@ -291,6 +293,18 @@ def a_task(state: str, job: ContainerJob, run_state: str = "running") -> None:
     of(job).update(managed_by=task.managed_by)
     for row in (job, task, run):
         plant(type(row).objects.filter(pk=row.pk), updated_at=timezone.now() - LONG_AGO)
+
+
+@plants("task_early")
+def _(_: World) -> None:
+    first, second = lived(), lived("running", "completed")
+    a_task("queued", first)
+    run = DagRun.objects.get()
+    TaskInstance.objects.update(queued_at=None)
+    plant(TaskInstance.objects.all(), name="first")
+    of(first).update(managed_by="")
+    task = TaskFactory(dag_run=run, name="second", state="success", job=second, queued_at=NOW)
+    of(second).update(managed_by=task.managed_by)
 
 
 @plants("task_astray")
