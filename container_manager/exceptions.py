@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django_fsm import ConcurrentTransition, TransitionNotAllowed
 
 
@@ -94,6 +95,15 @@ class NothingHeld(ContainerManagerError):
     """This worker does not hold the attempt any more."""
 
     code = "lease_lost"
+
+
+class NameTaken(ValidationError):
+    """Another has this name."""
+
+    code = "name_taken"
+
+    def __init__(self, name: str = "") -> None:
+        super().__init__({"name": f"There is a DAG {name!r} already."})
 
 
 class RunExists(ContainerManagerError, ValueError):

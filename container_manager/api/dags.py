@@ -72,7 +72,7 @@ a_change = partial(
     operation,
     answers={200: ONE_DAG},
     headers=(preconditions.DAG_IF_MATCH, preconditions.DAG_ETAG_OF_200),
-    problems=(412,),
+    problems=(409, 412),
 )
 """What the changes of one DAG have in common."""
 
@@ -103,7 +103,7 @@ class DagViewSet(BaseViewSet):
         body=DAG_DOCUMENT,
         body_types=(MEDIA_TYPE, YAML),
         answers={201: ONE_DAG, 200: ONE_DAG},
-        problems=(422,),
+        problems=(409, 422),
         headers=(idempotency.HEADER, location("DAG"), preconditions.DAG_ETAG_OF_CREATED),
         meanings=AGAIN,
     )

@@ -30,6 +30,7 @@ from container_manager.exceptions import (
     KeyReused,
     ManagedByTask,
     MoveRefused,
+    NameTaken,
     NotChangeable,
     RunExists,
     SpecError,
@@ -147,6 +148,12 @@ def _(error: ValidationError) -> Problem:
     by_field = dict(error.message_dict)
     general = by_field.pop("__all__", [])
     return invalid(by_field, " ".join(general))
+
+
+@problem_of.register
+def _(error: NameTaken) -> Problem:
+    by_field = dict(error.message_dict)
+    return Problem(409, error.code, " ".join(error.messages), errors=by_field)
 
 
 @problem_of.register

@@ -17,7 +17,7 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 
 from container_manager import states
-from container_manager.exceptions import DagActive, DagPaused, RunExists, StaleState
+from container_manager.exceptions import DagActive, DagPaused, NameTaken, RunExists, StaleState
 from container_manager.lifecycle import USING, verb
 from container_manager.models import (
     Dag,
@@ -45,9 +45,6 @@ MOST_IN_BACKFILL, MOST_TASKS_IN_BACKFILL = 1_000, 20_000
 JUST_NOW = timedelta(seconds=60)
 """A slot that came within this time was not missed."""
 
-_OURS = tuple(f"{kind}__" for kind in RunType.values)
-"""How the ids of runs begin that nobody gave a name."""
-
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+~-]{0,249}")
 
 
@@ -58,7 +55,7 @@ def take_in(spec: DagSpec, *, owner: Any = None) -> tuple[Dag, bool]:
         return _replace(dag, spec), False
     try:
         return create(spec, owner=owner), True
-    except ValidationError:
+    except NameTaken:
         if (dag := _named(spec)) is None:
             raise
         return _replace(dag, spec), False  # somebody took it in at the same time
@@ -70,7 +67,7 @@ def _named(spec: DagSpec) -> Dag | None:
 
 @verb
 def create(spec: DagSpec, *, owner: Any = None) -> Dag:
-    """A new DAG. Raises ValidationError where one has that name."""
+    """A new DAG. Raises NameTaken."""
     now = database_now(USING)
     dag = Dag(created_by=owner, slots_until=_first_moment(spec, now), created_at=now)
     return _write(dag, spec, now)
@@ -160,7 +157,7 @@ def _write(dag: Dag, spec: DagSpec, now: datetime) -> Dag:
         with transaction.atomic(using=USING):
             dag.save()
     except IntegrityError as error:
-        raise ValidationError({"name": f"There is a DAG {spec.name!r} already."}) from error
+        raise NameTaken(spec.name) from error
     return dag
 
 
@@ -237,8 +234,6 @@ def trigger(
 
 
 def _refuse_bad_run_id(run_id: str) -> None:
-    if run_id.startswith(_OURS):
-        raise ValidationError({"run_id": f"Names that begin with {' or '.join(_OURS)} are ours."})
     if run_id and not RUN_ID.fullmatch(run_id):
         message = "Must be up to 250 letters, digits and _ . : + ~ -, the first a letter or digit."
         raise ValidationError({"run_id": message})

@@ -15,6 +15,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
+from itertools import count
 from typing import Any
 from uuid import UUID
 
@@ -76,7 +77,6 @@ def create(
     actor: str = SCHEDULER,
 ) -> DagRun:
     """A queued run with its tasks, of the DAG as it stands now. Raises RunExists."""
-    run_id = run_id or f"{run_type}__{execution_date.isoformat()}"
     same = models.Q(execution_date=execution_date) | models.Q(run_id=run_id)
     if (other := DagRun.objects.filter(same, dag=dag).first()) is not None:
         raise RunExists.of(dag, other)
@@ -84,7 +84,7 @@ def create(
     with acting_as(actor):
         run: DagRun = DagRun.objects.create(
             dag=dag,
-            run_id=run_id,
+            run_id=run_id or _free_name(dag, f"{run_type}__{execution_date.isoformat()}"),
             execution_date=execution_date,
             run_type=run_type,
             params={**spec.params, **(params or {})},
@@ -93,6 +93,12 @@ def create(
         TaskInstance.objects.bulk_create(_tasks(run, spec))
     wake_managers(USING)
     return run
+
+
+def _free_name(dag: Dag, usual: str) -> str:
+    """Somebody may have given a run of his the name that a slot's run usually has."""
+    names = (usual if not number else f"{usual}~{number}" for number in count())
+    return next(name for name in names if not DagRun.objects.filter(dag=dag, run_id=name).exists())
 
 
 def _tasks(run: DagRun, spec: DagSpec) -> list[TaskInstance]:

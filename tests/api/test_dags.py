@@ -128,7 +128,7 @@ def test_a_key_that_comes_again_makes_no_second_dag(ada):
 
 
 def test_a_name_that_is_taken_is_refused(api, dag):
-    assert list(problem(api.post("dags/", flow()), 400, "invalid")["errors"]) == ["name"]
+    assert list(problem(api.post("dags/", flow()), 409, "name_taken")["errors"]) == ["name"]
     assert Dag.objects.count() == 1
 
 
@@ -375,7 +375,7 @@ def test_a_name_that_another_has_is_refused(api, dag):
         api.patch(f"dags/{other.pk}/", {"name": "etl"}),
         api.send("PUT", f"dags/{other.pk}/", PLAIN),
     ):
-        assert list(problem(answer, 400, "invalid")["errors"]) == ["name"]
+        assert list(problem(answer, 409, "name_taken")["errors"]) == ["name"]
     assert Dag.objects.get(pk=other.pk).name == "other"
 
 
@@ -651,7 +651,7 @@ def test_the_list_has_only_what_the_person_may_see(ada):
 
 def test_a_person_of_one_dag_learns_nothing_of_the_names_of_others_but_that_they_are_taken(api):
     RunFactory(dag=DagFactory(name="etl", created_by=UserFactory()))
-    told = problem(api.post("dags/", flow()), 400, "invalid")
+    told = problem(api.post("dags/", flow()), 409, "name_taken")
     assert told["errors"] == {"name": ["There is a DAG 'etl' already."]}
 
 

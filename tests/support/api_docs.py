@@ -102,6 +102,7 @@ def _raised() -> Iterator[tuple[int, str, str]]:
         exceptions.StaleState(),
         exceptions.KeyReused(),
         exceptions.SpecError([]),
+        exceptions.NameTaken("etl"),
         exceptions.RunExists(run=None),
         *(refused() for refused in (exceptions.DagPaused, exceptions.DagActive)),
         *(refused() for refused in (exceptions.NothingToRetry, exceptions.ManagedByTask)),

@@ -219,13 +219,13 @@ def test_an_edit_that_leaves_the_rhythm_alone_loses_no_slot(clock, change):
     assert slots() == [13, 14, 15]
 
 
-@pytest.mark.parametrize("kind", ["scheduled", "backfill", "manual"])
-def test_nobody_takes_the_name_of_a_run_that_a_slot_will_have(kind):
-    dag = made({"a": task()})
-    from django.core.exceptions import ValidationError
-
-    with pytest.raises(ValidationError, match="are ours"):
-        dags.trigger(dag.pk, run_id=f"{kind}__2026-03-01T13:00:00+00:00", actor="ann")
+def test_whoever_takes_the_name_that_a_slots_run_usually_has_does_not_take_the_slot(clock):
+    dag = made({"a": task()}, schedule="0 * * * *")
+    name = "scheduled__2026-03-01T13:00:00+00:00"
+    dags.trigger(dag.pk, run_id=name, actor="ann")
+    clock["now"] += timezone.timedelta(hours=1)
+    dags.fire(dag.pk)
+    assert [run.run_id for run in DagRun.objects.order_by("execution_date")] == [name, f"{name}~1"]
 
 
 # The scheduler ------------------------------------------------------------------------------------
