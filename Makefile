@@ -18,7 +18,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 
 PYTEST ?=
 PROCESSES ?= 2
-LIVE_PROCESSES ?= 4
+LIVE_PROCESSES ?= 5
 PORT ?=
 CASES ?= 2000
 SEED ?= 1
