@@ -12,7 +12,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django_htmx.http import HttpResponseClientRefresh
 
-from container_manager import lifecycle, states
+from container_manager import states
 from container_manager.admin import job_page
 from container_manager.admin.base import actor, nothing_new
 from container_manager.admin.filters import WordFilter
@@ -30,7 +30,7 @@ from container_manager.exceptions import ContainerManagerError
 from container_manager.models import ContainerJob, TaskInstance, access
 from container_manager.reports import workflows as reports
 from container_manager.reports.explain import explain
-from container_manager.states import StopKind, Words, WorkflowState
+from container_manager.states import Words, WorkflowState
 from container_manager.templatetags import cm as showing
 from container_manager.templatetags.cm_workflows import REASONS, flow_took, words
 from container_manager.workflows import runs
@@ -161,13 +161,8 @@ class TaskInstanceAdmin(FlowAdmin):
         )
 
     def _done(self, request: HttpRequest, task: TaskInstance, verb: TaskVerb) -> HttpResponse:
-        who = actor(request)
         try:
-            if verb == TaskVerb.CANCEL:
-                said = _cancel(task, who)
-            else:
-                act = {TaskVerb.RETRY: runs.retry_task, TaskVerb.SKIP: runs.skip_task}[verb]
-                said = f"it is {words(act(task.pk, actor=who).state)}"
+            said = _outcome(verb, _ACTS[verb](task.pk, actor=actor(request)))
         except ContainerManagerError as error:
             messages.warning(request, f"{verb.label}: {error}.")
         except TaskInstance.DoesNotExist:
@@ -184,12 +179,17 @@ class TaskInstanceAdmin(FlowAdmin):
         return task
 
 
-def _cancel(task: TaskInstance, who: str) -> str:
-    """Ask its job to stop; the scheduler lets the task follow."""
-    if task.job_id is None or not _may_be_cancelled(task):
-        return "there is nothing to cancel"
-    came = lifecycle.stop([task.job_id], StopKind.CANCEL, actor=who)[task.job_id]
-    return f"its job was asked to stop ({words(came)})"
+_ACTS = {
+    TaskVerb.RETRY: runs.retry_task,
+    TaskVerb.SKIP: runs.skip_task,
+    TaskVerb.CANCEL: runs.cancel_task,
+}
+
+
+def _outcome(verb: TaskVerb, task: TaskInstance) -> str:
+    if verb == TaskVerb.CANCEL and task.state not in states.OVER:
+        return "its job was asked to stop"
+    return f"it is {words(task.state)}"
 
 
 def job_of(task: TaskInstance) -> ContainerJob | None:

@@ -170,13 +170,12 @@ def test_a_task_is_skipped_after_a_question(operator: Client) -> None:
     assert states_of(run) == {"a": "queued", "b": "skipped", "c": "skipped"}
 
 
-def test_cancelling_a_task_asks_its_job_to_stop(operator: Client) -> None:
+def test_cancelling_a_task_withdraws_its_job(operator: Client) -> None:
     run = begun(CHAIN)
-    assert "its job was asked to stop" in do(operator, task_of(run, "a"), "cancel")
+    assert "no job yet" in do(operator, task_of(run, "b"), "cancel")
+    assert "Cancel: it is failed." in do(operator, task_of(run, "a"), "cancel")
     assert job_of(run, "a").status == JobStatus.CANCELLED
-    advance(run)
     assert states_of(run)["a"] == "failed"
-    assert "nothing to cancel" in do(operator, task_of(run, "b"), "cancel")
 
 
 def test_what_the_state_does_not_allow_is_told(operator: Client) -> None:
