@@ -370,7 +370,7 @@ def cancel(run_id: UUID, *, actor: str) -> DagRun:
     run = _held(run_id)
     if run.state in states.OVER:
         raise run._invalid(run.state, _W.FAILED)
-    _follow_all(run)
+    _read_ends(run)
     with acting_as(actor):
         if run.cancel_requested_at is None:
             run.cancel_requested_at, run.cancel_requested_by = database_now(USING), actor
@@ -386,17 +386,21 @@ def cancel(run_id: UUID, *, actor: str) -> DagRun:
 
 
 def _follow_all(run: DagRun) -> None:
-    """What ended by itself before somebody asked for something is told as it was."""
     more = True
+    while more:
+        _, more = _follow(run, plan_of(run))
+
+
+def _read_ends(run: DagRun) -> None:
+    """What ended by itself before somebody asked for something is told as it was."""
     with acting_as(SCHEDULER):
-        while more:
-            _, more = _follow(run, plan_of(run))
+        _follow_all(run)
 
 
 def _of_run(task_pk: UUID) -> tuple[DagRun, TaskInstance]:
     """A task and its run, held; the task has come to where its job stands."""
     run = _held(_task(task_pk).dag_run_id)
-    _follow_all(run)
+    _read_ends(run)
     return run, _task(task_pk)
 
 

@@ -314,6 +314,8 @@ def stand_ins(world: Scheduler) -> dict[Any, Any]:
 
 PATCHED = (
     "container_manager.worker",
+    "container_manager.duties",
+    "container_manager.listener",
     "container_manager.engines",
     "container_manager.lifecycle",
     "container_manager.executors.breaker",

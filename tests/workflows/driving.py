@@ -30,7 +30,8 @@ def made(tasks: Mapping[str, Any], name: str = "flow", **fields: Any) -> Dag:
 def started(dag: Dag, **options: Any) -> DagRun:
     """A run of it whose first tasks are queued."""
     run = dags.trigger(dag.pk, actor="tester", **options)
-    runs.start_next(dag.pk)
+    while runs.start_next(dag.pk):
+        pass
     return fresh(run)
 
 
