@@ -148,7 +148,10 @@ def _moment(label: str, *, required: bool = False, **options: Any) -> forms.Date
 
 def _once() -> forms.CharField:
     return forms.CharField(
-        required=False, widget=forms.HiddenInput, initial=lambda: secrets.token_hex(16)
+        required=False,
+        max_length=64,
+        widget=forms.HiddenInput,
+        initial=lambda: secrets.token_hex(16),
     )
 
 
@@ -166,7 +169,12 @@ class TriggerForm(forms.Form):
         self._params = list(DagSpec.stored(dag.spec).params.items())
         for number, (name, usual) in enumerate(self._params[:MOST_PARAMS]):
             self.fields[f"param_{number}"] = forms.CharField(
-                label=name, initial=usual, required=False, strip=False
+                label=name,
+                initial=usual,
+                required=False,
+                strip=False,
+                # A browser takes the line breaks out of a field of one line.
+                widget=forms.Textarea(attrs={"rows": 4}) if "\n" in usual else forms.TextInput(),
             )
 
     @property

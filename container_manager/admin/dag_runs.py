@@ -156,6 +156,8 @@ class DagRunAdmin(FlowAdmin):
     def task(self, request: HttpRequest, pk: UUID, task_id: str) -> HttpResponseBase:
         """To the page of that task; of an array to the list of its tasks."""
         tasks = TaskInstance.objects.filter(dag_run=self._run(request, pk))
+        if "\0" in task_id:  # which PostgreSQL does not even look for
+            raise Http404
         found = tasks.filter(task_id=task_id).values_list("pk", flat=True).first()
         if found is None and not tasks.filter(name=task_id).exists():
             raise Http404
@@ -324,7 +326,7 @@ def _chart(run: DagRun, names: Sequence[OfName]) -> dict[str, Any]:
 
 def _tasks(request: HttpRequest, run: DagRun, counts: dict[str, int]) -> dict[str, Any]:
     """One page of its tasks, those that failed first; of one name or state where that is asked."""
-    name, state = request.GET.get("name", ""), request.GET.get("state", "")
+    name, state = request.GET.get("name", "").replace("\0", ""), request.GET.get("state", "")
     tasks = TaskInstance.objects.filter(dag_run=run).defer("transition_info")
     if name:
         tasks = tasks.filter(name=name)

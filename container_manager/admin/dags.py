@@ -507,7 +507,7 @@ class DagAdmin(FlowAdmin):
         posted_only(request)
         pks = _ids(request)
         found = list(self.get_queryset(request).filter(pk__in=pks).order_by("name"))
-        if not pks or len(found) != len(pks):
+        if not 0 < len(pks) <= AT_ONCE or len(found) != len(pks):
             raise Http404
         refuse_strangers(request, found)
         results = [_result(dag, DagVerb(verb), actor(request)) for dag in found]

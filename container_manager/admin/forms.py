@@ -145,7 +145,10 @@ class JobForm(forms.Form):
     queue_now = forms.BooleanField(label="Queue now", required=False, initial=True)
     revision = forms.CharField(required=False, widget=forms.HiddenInput)
     once = forms.CharField(
-        required=False, widget=forms.HiddenInput, initial=lambda: secrets.token_hex(16)
+        max_length=64,
+        required=False,
+        widget=forms.HiddenInput,
+        initial=lambda: secrets.token_hex(16),
     )
     """Tells one submission from the same one sent twice."""
 

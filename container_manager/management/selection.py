@@ -27,6 +27,9 @@ BATCH = 500
 
 _SHORTEST = 8
 _HEX = re.compile(r"[0-9a-f]{1,32}")
+MOST = 2**31 - 1
+"""A limit beyond which no database counts in the same way."""
+
 _SPAN = re.compile(r"([0-9]+)([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _LIGHT = ("environment", "command", "output", "transition_info", "labels", "retry_policy")
@@ -185,13 +188,13 @@ def _in_states(jobs: Any, statuses: list[str]) -> Any:
 def _of_age(jobs: Any, options: Mapping[str, Any], field: str) -> Any:
     now = timezone.now()
     if older := options.get("older_than"):
-        jobs = jobs.filter(**{f"{field}__lt": _before(now, older, "--older-than")})
+        jobs = jobs.filter(**{f"{field}__lt": moment_before(now, older, "--older-than")})
     if newer := options.get("newer_than"):
-        jobs = jobs.filter(**{f"{field}__gte": _before(now, newer, "--newer-than")})
+        jobs = jobs.filter(**{f"{field}__gte": moment_before(now, newer, "--newer-than")})
     return jobs
 
 
-def _before(now: datetime, text: Any, option: str) -> datetime:
+def moment_before(now: datetime, text: Any, option: str) -> datetime:
     try:
         return now - time_span(text, option)
     except OverflowError:
@@ -216,7 +219,7 @@ def _limit(given: Any) -> int | None:
         limit = int(given)
     except (TypeError, ValueError):
         limit = 0
-    if limit < 1:
+    if not 1 <= limit <= MOST:
         raise wrong_usage(f"--limit: {given!r} is not a number of jobs (1 or more)")
     return limit
 

@@ -27,7 +27,7 @@ from container_manager.models import (
 from container_manager.models.base import batched, database_now
 from container_manager.states import RunType, WorkflowState
 from container_manager.workflows import cron, runs
-from container_manager.workflows.cron import Schedule
+from container_manager.workflows.cron import BadSchedule, Schedule
 from container_manager.workflows.spec import DagSpec
 
 AT_ONCE = 100
@@ -122,19 +122,21 @@ def _replace(dag: Dag, spec: DagSpec) -> Dag:
     While it is paused nothing is made: then the slots of the pause are forgotten with it.
     """
     now = database_now(USING)
-    if dag.schedule and _rhythm(dag) != _rhythm(spec):
-        if not dag.is_paused:
+    rhythm = _rhythm(dag)
+    if rhythm is None or rhythm != _rhythm(spec):
+        if rhythm is not None and not dag.is_paused:
             _make_due(dag, now)
-        dag.slots_until = now
-    elif not dag.schedule:
         dag.slots_until = now
     return _write(dag, spec, now)
 
 
-def _rhythm(given: Dag | DagSpec) -> tuple[Any, ...]:
-    """When slots come, but for the last of them."""
-    parsed = Schedule.parse(given.schedule, given.timezone) if given.schedule else None
-    return (parsed, given.start_date)
+def _rhythm(given: Dag | DagSpec) -> tuple[Any, ...] | None:
+    """When slots come, but for the last of them; None: never, or the zone is not known here."""
+    try:
+        schedule = Schedule.parse(given.schedule, given.timezone) if given.schedule else None
+    except BadSchedule:
+        schedule = None
+    return None if schedule is None else (schedule, given.start_date)
 
 
 def _first_moment(spec: DagSpec, now: datetime) -> datetime:
@@ -162,7 +164,7 @@ def _write(dag: Dag, spec: DagSpec, now: datetime) -> Dag:
 
 
 def schedule_of(dag: Dag) -> Schedule | None:
-    """When it runs by itself; None: never."""
+    """When it runs by itself; None: never. Raises BadSchedule where its zone is not known."""
     if not dag.schedule:
         return None
     return Schedule.parse(dag.schedule, dag.timezone, dag.start_date, dag.end_date)
@@ -174,8 +176,11 @@ def _next_slot(dag: Dag) -> datetime | None:
 
 
 def next_slots(dag: Dag, count: int) -> list[datetime]:
-    """When it will run next, by its schedule; none while it has none."""
-    schedule = schedule_of(dag)
+    """When it will run next, by its schedule; none while it has none that can be read here."""
+    try:
+        schedule = schedule_of(dag)
+    except BadSchedule:
+        return []
     return schedule.next(count, database_now(USING)) if schedule else []
 
 
@@ -291,7 +296,10 @@ def backfill(
 
 
 def _slots(dag: Dag, first: datetime, last: datetime) -> list[datetime]:
-    schedule = schedule_of(dag)
+    try:
+        schedule = schedule_of(dag)
+    except BadSchedule as error:
+        raise ValidationError(str(error)) from error
     if schedule is None:
         raise ValidationError("It has no schedule: there are no slots to fill.")
     if first > last:

@@ -74,3 +74,9 @@ def test_what_makes_no_sense_is_refused(arguments):
     old("old")
     assert run("prune_runs", *arguments).code == 2
     assert DagRun.objects.count() == 1
+
+
+def test_an_age_before_the_beginning_of_time_is_one_line():
+    answer = run("prune_runs", "--older-than", "999999d")
+    assert answer.code == 2
+    assert "beginning of time" in answer.err

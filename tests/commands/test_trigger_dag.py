@@ -261,3 +261,12 @@ def test_dags_are_paused_and_unpaused(dag: Dag) -> None:
     assert not Dag.objects.get(pk=dag.pk).is_paused
     assert run("pause_dag", "flow", "other").code == 2
     assert not Dag.objects.get(pk=dag.pk).is_paused
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--from", "", "--to", ""], ["--date", ""], ["--from", "", "--to", "2026-01-01"]]
+)
+def test_an_empty_date_is_a_mistake_and_not_now(arguments):
+    dag = made({"a": task()}, schedule="0 * * * *")
+    assert run("trigger_dag", dag.name, *arguments).code == 2
+    assert not DagRun.objects.exists()

@@ -298,3 +298,19 @@ def test_the_same_new_dag_taken_in_by_many_at_once_is_one():
     document = validate({"name": "flow", "tasks": {"a": task(executor="process")}})
     in_threads(*[partial(dags.take_in, document)] * 4)
     assert Dag.objects.count() == 1
+
+
+# A zone that is not known here --------------------------------------------------------------------
+
+
+def test_a_dag_whose_zone_is_not_known_here_is_shown_and_can_be_mended(clock):
+    from django.core.exceptions import ValidationError
+
+    dag = made({"a": task()}, schedule="0 * * * *")
+    Dag.objects.update(timezone="Mars/Olympus_Mons")
+    dag = Dag.objects.get()
+    assert dags.next_slots(dag, 3) == []
+    with pytest.raises(ValidationError, match="no time zone"):
+        dags.backfill(dag.pk, clock["now"], clock["now"], actor="ann")
+    dags.take_in(validate({**dag.spec, "timezone": "Europe/Berlin"}))
+    assert Dag.objects.get().next_slot_at > clock["now"]

@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from container_manager.management import tables, workflows
 from container_manager.management.base import JobCommand, nothing, wrong_usage
-from container_manager.management.selection import time_span
+from container_manager.management.selection import moment_before
 from container_manager.models import DagRun
 from container_manager.models.base import batched
 from container_manager.states import OVER
@@ -34,7 +34,7 @@ class Command(JobCommand):
     def handle(self, **options: Any) -> None:
         if not options["older_than"]:
             raise wrong_usage("--older-than is needed: how long ago they must have ended, e.g. 30d")
-        before = timezone.now() - time_span(options["older_than"], "--older-than")
+        before = moment_before(timezone.now(), options["older_than"], "--older-than")
         old = DagRun.objects.filter(state__in=OVER, ended_at__lt=before).order_by("ended_at")
         if options["names"]:
             old = old.filter(dag__in=workflows.find_dags(options["names"]))

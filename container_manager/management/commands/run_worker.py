@@ -17,10 +17,12 @@ from container_manager.management.processes import (
 )
 from container_manager.worker.loop import WorkerLoop
 
+MOST = 2**31 - 1
+
 
 def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    if not text.isdecimal() or not 1 <= int(text[:20]) <= MOST:
+        raise ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST}")
     return int(text)
 
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import time as time_of_day
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from django.core.management.base import CommandParser
 
@@ -26,6 +25,7 @@ from container_manager.management.workflows import (
 from container_manager.models import Dag, DagRun, TaskInstance
 from container_manager.states import OVER, WENT_WRONG, WorkflowState
 from container_manager.workflows import dags
+from container_manager.workflows.cron import BadSchedule, zone_of
 from container_manager.workflows.dags import MOST_IN_BACKFILL, Slot
 
 LOOK_SECONDS = 0.2
@@ -67,7 +67,7 @@ class Command(JobCommand):
     def handle(self, **options: Any) -> None:
         _refuse_what_does_not_fit(options)
         dag = find_dag(options["name"])
-        if options["first"]:
+        if options["first"] is not None:
             self._backfill(dag, options)
         else:
             self._trigger(dag, options)
@@ -136,19 +136,26 @@ _LOOKED_AT = ("state", "version", "reason", "started_at", "ended_at", "duration_
 
 
 def _refuse_what_does_not_fit(options: dict[str, Any]) -> None:
-    if bool(options["first"]) != bool(options["last"]):
+    if (options["first"] is None) != (options["last"] is None):
         raise wrong_usage("--from and --to: give both, or neither")
     given = [f"--{name.replace('_', '-')}" for name in OF_ONE_RUN if options[name] is not None]
-    if options["first"] and given:
+    many = options["first"] is not None
+    if many and given:
         raise wrong_usage(f"{given[0]} is for one run, --from and --to are for many")
-    if options["dry_run"] and not options["first"]:
+    if options["dry_run"] and not many:
         raise wrong_usage("--dry-run goes with --from and --to")
     if options["wait"] is not None and not options["wait"] >= 0:
         raise wrong_usage("--wait: must be a number of seconds, 0 or more")
 
 
 def _moment(dag: Dag, text: Any, option: str, of_day: time_of_day = time_of_day.min) -> Any:
-    return None if not text else moment(str(text), ZoneInfo(dag.timezone), option, of_day)
+    if text is None:
+        return None
+    try:
+        zone = zone_of(dag.timezone)
+    except BadSchedule as error:
+        raise failed(f"{dag.name}: {error}") from error
+    return moment(str(text), zone, option, of_day)
 
 
 def _why_not(run: DagRun, seconds: float) -> str:
