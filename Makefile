@@ -76,8 +76,11 @@ test-sqlite: $(INSTALLED) ## the tests on SQLite
 	$(LIVE) $(PYTEST) $(NONE_IS_FINE)
 	$(IN_BROWSER) $(PYTEST) $(NONE_IS_FINE)
 
-# Executors, graphs and documents never see the database: once is enough for them. Pages look alike.
+# What never sees the database, or sees nothing of its kind, is tested once: executors, graphs and
+# documents, processes that start others, limits and clocks of the machine. Pages look alike.
 ON_POSTGRES := --ignore=tests/executors --ignore=tests/faults/engine \
+	--ignore=tests/commands/test_standalone.py --ignore=tests/commands/test_demo.py \
+	--ignore=tests/faults/test_limits.py --ignore=tests/faults/test_clocks.py \
 	$(foreach pure,graph cron documents spec following,--ignore=tests/workflows/test_$(pure).py)
 A_MORNING := -k an_operators_morning
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from typing import Any
 
 import pytest
 from django.utils import timezone
@@ -26,6 +27,8 @@ WIDTH, DEPTH = 20, 10
 
 SCHEDULER_POINTS = ["D1", "D1:4", "sql:150", "commit:6"]
 WORKER_POINTS = ["C3:2", "T1"]
+JOB_POINTS = ["R5:9"]
+"""On the way of a job that is a process."""
 if os.environ.get("EVERY_POINT"):  # make workflow-sweep
     SCHEDULER_POINTS = [
         *(f"D1:{n}" for n in range(1, 12)),
@@ -36,9 +39,14 @@ if os.environ.get("EVERY_POINT"):  # make workflow-sweep
         *(f"{point}:{n}" for point in ("C1", "C2", "C3", "T1") for n in (1, 2)),
         *(f"{moment}:{n}" for moment in ("commit", "committed") for n in range(2, 30, 3)),
     ]
+    JOB_POINTS = [
+        f"{point}:{n}"
+        for point in ("R1", "R3", "R4", "R5", "U1", "U2", "X1", "X2", "X3", "X4")
+        for n in (1, 40)
+    ]
 
 
-def layered():
+def layered(**fields):
     """Ten layers of twenty tasks; in each layer one is skipped by itself, and one fails at last."""
     tasks = {}
     for depth in range(DEPTH):
@@ -48,6 +56,7 @@ def layered():
                 *(before if n == 0 else before[n : n + 1]),
                 trigger_rule="all_done" if n == 0 else "none_failed",
                 **_how_it_ends(depth, n),
+                **fields,
             )
     return tasks
 
@@ -73,10 +82,10 @@ def inline_workers(workers: Workers) -> Workers:
     return workers
 
 
-def a_run(**fields) -> DagRun:
+def a_run(tasks: dict[str, Any] | None = None, **fields: Any) -> DagRun:
     at_once = {"strategy": "fixed", "base_seconds": 0.1, "max_seconds": 0.1}
     defaults = {"image": "busybox", "max_retries": 0, "retry_policy": at_once}
-    document = {"name": "flow", "defaults": defaults, "tasks": layered(), **fields}
+    document = {"name": "flow", "defaults": defaults, "tasks": tasks or layered(), **fields}
     dag = dags.take_in(validate(document))[0]
     return dags.trigger(dag.pk, actor="tester")
 
@@ -126,6 +135,20 @@ def test_a_worker_that_is_killed_anywhere_loses_and_doubles_nothing(
     assert victim.ended() == -9
     inline_workers.start("--concurrency", "40", "--executor", "inline")
     assert_whole(ended(run), inline_workers)
+
+
+@pytest.mark.parametrize("point", JOB_POINTS)
+def test_a_worker_that_is_killed_on_the_way_of_a_job_loses_and_doubles_nothing(
+    workers: Workers, point: str
+) -> None:
+    """Each process leaves its own line, as the inline jobs do."""
+    script = f'echo "$CM_JOB_ID $CM_ATTEMPT" >>{workers.runs}; exit ${{EXIT:-0}}'
+    run = a_run(layered(executor="process", command=["/bin/sh", "-c", script]))
+    workers.start_scheduler()
+    victim = workers.start("--concurrency", "8", CRASH_AT=point)
+    assert victim.ended() == -9
+    workers.start("--concurrency", "8")
+    assert_whole(ended(run), workers)
 
 
 def test_a_slot_whose_scheduler_died_before_the_first_job_gets_its_jobs(
