@@ -77,10 +77,11 @@ test-sqlite: $(INSTALLED) ## the tests on SQLite
 	$(IN_BROWSER) $(PYTEST) $(NONE_IS_FINE)
 
 # What never sees the database, or sees nothing of its kind, is tested once: executors, graphs and
-# documents, processes that start others, limits and clocks of the machine. Pages look alike.
+# documents, processes that start others, images, limits and clocks of the machine. Pages look alike.
 ON_POSTGRES := --ignore=tests/executors --ignore=tests/faults/engine \
 	--ignore=tests/commands/test_standalone.py --ignore=tests/commands/test_demo.py \
-	--ignore=tests/faults/test_limits.py --ignore=tests/faults/test_clocks.py \
+	--ignore=tests/admin --ignore=tests/test_docs.py \
+	$(foreach fault,limits clocks images stubborn_jobs timeouts,--ignore=tests/faults/test_$(fault).py) \
 	$(foreach pure,graph cron documents spec following,--ignore=tests/workflows/test_$(pure).py)
 A_MORNING := -k an_operators_morning
 
