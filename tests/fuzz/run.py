@@ -30,7 +30,7 @@ from tests.support.workers import ROOT, Workers
 
 CONFIG = Path(__file__).resolve().parent / "schemathesis.toml"
 TRACEBACK = re.compile(r"^Traceback .*?^(?=\S)[^\n]*", re.MULTILINE | re.DOTALL)
-EXAMPLES, CASES_OF_THEM = 12, 2800
+EXAMPLES, CASES_OF_THEM = 22, 2800
 """With so many examples for each operation there are more cases than that, most of them of the
 coverage phase, which always has the same."""
 CASES_OF_ONE_MORE = 25
