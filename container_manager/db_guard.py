@@ -490,14 +490,18 @@ END
 
 
 def _pg_table(schema: str, guarded: GuardedTable) -> list[Piece]:
-    table, machine = guarded.table, guarded.machine
-    on_insert, on_update = f"{PREFIX}history_insert_{table}", f"{PREFIX}history_update_{table}"
+    counted = guarded.counted
     return [
-        _pg_function(schema, on_insert, _pg_history_body(schema, guarded, moved=False)),
-        # Planned once per session: after a one-row call the join of a large batch would run nested.
-        _pg_function(
-            schema, on_update, _pg_history_body(schema, guarded, moved=True), enable_nestloop="off"
-        ),
+        *_pg_walls(schema, guarded),
+        *_pg_history(schema, guarded),
+        *(_pg_counting(schema, guarded.table, counted) if counted else []),
+    ]
+
+
+def _pg_walls(schema: str, guarded: GuardedTable) -> list[Piece]:
+    """What is refused."""
+    table, machine = guarded.table, guarded.machine
+    return [
         _pg_trigger(
             schema,
             f"{PREFIX}guard_update_{table}",
@@ -530,6 +534,19 @@ def _pg_table(schema: str, guarded: GuardedTable) -> list[Piece]:
             f"{PREFIX}refuse('TRUNCATE would erase lives')",
             each="STATEMENT",
         ),
+    ]
+
+
+def _pg_history(schema: str, guarded: GuardedTable) -> list[Piece]:
+    """What is told."""
+    table = guarded.table
+    on_insert, on_update = f"{PREFIX}history_insert_{table}", f"{PREFIX}history_update_{table}"
+    return [
+        _pg_function(schema, on_insert, _pg_history_body(schema, guarded, moved=False)),
+        # Planned once per session: after a one-row call the join of a large batch would run nested.
+        _pg_function(
+            schema, on_update, _pg_history_body(schema, guarded, moved=True), enable_nestloop="off"
+        ),
         _pg_trigger(
             schema,
             on_insert,
@@ -546,7 +563,6 @@ def _pg_table(schema: str, guarded: GuardedTable) -> list[Piece]:
             f"{on_update}()",
             each="STATEMENT",
         ),
-        *(_pg_counting(schema, table, guarded.counted) if guarded.counted else []),
     ]
 
 

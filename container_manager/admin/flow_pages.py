@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -68,9 +69,9 @@ class FlowAdmin(OperatorAdmin):
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)  # type: ignore[attr-defined, no-any-return]
         return self.page_of(request, found)
 
+    @abstractmethod
     def page_of(self, request: HttpRequest, found: Any) -> HttpResponse:
         """The page of one."""
-        raise NotImplementedError
 
     def ask(self, request: HttpRequest, title: str, **shown: Any) -> HttpResponse:
         """A question before something is done."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from django.core.management.base import CommandParser
@@ -14,7 +15,7 @@ from container_manager.models import DagRun
 from container_manager.workflows import dags
 
 
-class RunCommand(JobCommand):
+class RunCommand(JobCommand, ABC):
     """One verb on each of the runs that are named; each gets its result, whatever comes of others.
 
     All names are looked up first: with a wrong one nothing is done.
@@ -22,9 +23,9 @@ class RunCommand(JobCommand):
 
     participle: ClassVar[str]
 
+    @abstractmethod
     def act(self, run: DagRun, actor: str) -> DagRun:
         """Do it, and return the run as it stands then. Raises ContainerManagerError."""
-        raise NotImplementedError
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(

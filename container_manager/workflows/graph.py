@@ -205,14 +205,21 @@ class Graph:
             layers[depth[task]].append(task)
         return layers
 
-    def below(self, task: str) -> set[str]:
-        """All that depend on it, directly or through others; without itself."""
+    def after(self, tasks: Iterable[str]) -> set[str]:
+        """All that depend directly on one of these."""
+        return {after for task in tasks for after in self.downstream[task]}
+
+    def before(self, tasks: Iterable[str]) -> set[str]:
+        """All that one of these depends on directly."""
+        return {before for task in tasks for before in self.upstream[task]}
+
+    def below(self, tasks: Iterable[str]) -> set[str]:
+        """All that depend on one of these, directly or through others."""
         found: set[str] = set()
-        waiting = [task]
-        while waiting:
-            new = set(self.downstream[waiting.pop()]) - found
-            found |= new
-            waiting += new
+        wave = self.after(tasks)
+        while wave:
+            found |= wave
+            wave = self.after(wave) - found
         return found
 
 

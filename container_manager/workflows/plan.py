@@ -32,19 +32,6 @@ class Plan:
     tasks: dict[str, TaskSpec]
     graph: Graph
 
-    def after(self, names: Iterable[str]) -> set[str]:
-        """All that depend directly on one of these."""
-        return {after for name in names for after in self.graph.downstream[name]}
-
-    def below(self, names: Iterable[str]) -> set[str]:
-        """All that depend on one of these, directly or through others."""
-        found: set[str] = set()
-        wave = self.after(names)
-        while wave:
-            found |= wave
-            wave = self.after(wave) - found
-        return found
-
     def decide(
         self, counts: Mapping[str, Mapping[str, int]], names: Iterable[str]
     ) -> dict[str, Decision]:
@@ -76,12 +63,8 @@ class Plan:
                 if decision != Decision.WAIT:
                     _follow(counts[name], decision)
             decisions |= new
-            wave = self.after(name for name, made in new.items() if made in NEVER_RUNS)
+            wave = self.graph.after(name for name, made in new.items() if made in NEVER_RUNS)
         return decisions
-
-    def before(self, names: Iterable[str]) -> set[str]:
-        """All that one of these depends on directly."""
-        return {before for name in names for before in self.graph.upstream[name]}
 
 
 def _follow(count: Counter[str], decision: Decision) -> None:

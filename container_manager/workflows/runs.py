@@ -197,7 +197,7 @@ def advance(run_id: UUID, *, thoroughly: bool = False) -> bool:
     with acting_as(SCHEDULER):
         ended, more = _follow(run, plan)
         reached("D1")
-        names = set(plan.tasks) if thoroughly else plan.after(ended)
+        names = set(plan.tasks) if thoroughly else plan.graph.after(ended)
         _go_on(run, plan, names, ended=bool(ended) or thoroughly)
     return more
 
@@ -273,7 +273,7 @@ def _go_on(run: DagRun, plan: Plan, names: Collection[str], *, ended: bool = Fal
         ended |= not NEVER_RUNS.keys().isdisjoint(decisions.values())
         refused = _carry_out(run, plan, decisions)
         ended |= bool(refused)
-        names = plan.after(refused)
+        names = plan.graph.after(refused)
     if ended:
         _end_if_over(run)
 
@@ -308,7 +308,7 @@ def _decisions(run: DagRun, plan: Plan, names: Collection[str]) -> dict[str, Dec
     """
     if not names:
         return {}
-    near = plan.decide(_counts(run, {*names, *plan.before(names)}), names)
+    near = plan.decide(_counts(run, {*names, *plan.graph.before(names)}), names)
     if NEVER_RUNS.keys().isdisjoint(near.values()):
         return near
     return plan.spread(_counts(run), names)
@@ -428,7 +428,7 @@ def retry_task(task_pk: UUID, *, actor: str) -> TaskInstance:
     if run.cancel_requested_at and run.state in states.RUN_ACTIVE:
         message = "Its run is being cancelled: retry it when that is done"
         raise InvalidTransition(message, entity=task, old=task.state, new=_W.RETRYING)
-    behind_it = models.Q(name__in=plan_of(run).below([task.name]), state=_W.UPSTREAM_FAILED)
+    behind_it = models.Q(name__in=plan_of(run).graph.below([task.name]), state=_W.UPSTREAM_FAILED)
     again = TaskInstance.objects.filter(models.Q(pk=task.pk) | behind_it, dag_run=run)
     _again(run, again, actor)
     return _task(task_pk)
@@ -451,10 +451,10 @@ def _again(run: DagRun, tasks: models.QuerySet[Any], actor: str) -> DagRun:
         _move(unrun, _W.QUEUED)
         _move(TaskInstance.objects.filter(pk__in=[task.pk for task in failed]), _W.RETRYING)
         wake_managers(USING)
-        later = plan.below({*names, *(task.name for task in failed)})
+        later = plan.graph.below({*names, *(task.name for task in failed)})
         _renew([task for task in failed if task.name in later])
         refused = _start_again(run, plan, [t for t in failed if t.name not in later], actor)
-        _go_on(run, plan, names | later | plan.after(refused), ended=bool(refused))
+        _go_on(run, plan, names | later | plan.graph.after(refused), ended=bool(refused))
     return run
 
 

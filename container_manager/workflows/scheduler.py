@@ -125,6 +125,7 @@ class Scheduler:
         """What is wrong with one run or DAG stops none of the others; it is tried again later."""
         if self._not_before.get(pk, 0.0) > time.monotonic():
             return None
+        self._not_before.pop(pk, None)
         try:
             return act(pk, **options)
         except (OperationalError, InterfaceError):

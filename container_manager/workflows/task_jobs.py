@@ -8,12 +8,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from django.utils import timezone
-
 from container_manager import lifecycle, retries
 from container_manager.conf import settings
 from container_manager.models import ContainerJob, DagRun, TaskInstance, validators
-from container_manager.models.base import batched
+from container_manager.models.base import batched, database_now
 from container_manager.workflows.spec import TaskSpec
 
 BATCH = 500
@@ -26,7 +24,7 @@ def queue(
 
     Returns, by what is wrong, those of which no job can be made.
     """
-    results = _results_of(run, {up for task in tasks for up in _read_by(specs[task.name])})
+    results = _results_of(run, {up for task in tasks for _, up, _ in _sources(specs[task.name])})
     refused: dict[str, list[TaskInstance]] = defaultdict(list)
     for batch in batched(tasks, BATCH):
         jobs = {task: _job(run, task, specs[task.name], results) for task in batch}
@@ -36,7 +34,7 @@ def queue(
                 del jobs[task]
         lifecycle.submit_all(list(jobs.values()))
         queued = TaskInstance.objects.filter(pk__in=[task.pk for task in jobs])
-        queued.update(queued_at=timezone.now())
+        queued.update(queued_at=database_now(lifecycle.USING))
     return refused
 
 
@@ -49,10 +47,6 @@ def _problem_of(job: ContainerJob) -> str:
             f" at most {validators.MAX_ENVIRONMENT_BYTES} are allowed."
         )
     return ""
-
-
-def _read_by(spec: TaskSpec) -> Iterable[str]:
-    return (source.rpartition(".")[0] for source in spec.environment_from.values())
 
 
 def _job(
@@ -76,11 +70,10 @@ def _environment(
     run: DagRun, task: TaskInstance, spec: TaskSpec, results: Mapping[str, dict[str, str]]
 ) -> dict[str, str]:
     """What is nearer to the task wins: its own words, then the run's parameters."""
-    read = {name: results[source] for name, source in _sources(spec)}
     return {
         **run.params,
         **spec.job.get("environment", {}),
-        **{name: of_task[_field(spec, name)] for name, of_task in read.items()},
+        **{variable: results[up][field] for variable, up, field in _sources(spec)},
         "CM_DAG": run.dag.name,
         "CM_RUN_ID": run.run_id,
         "CM_TASK_ID": task.task_id,
@@ -89,12 +82,11 @@ def _environment(
     }
 
 
-def _sources(spec: TaskSpec) -> Iterable[tuple[str, str]]:
-    return ((name, source.rpartition(".")[0]) for name, source in spec.environment_from.items())
-
-
-def _field(spec: TaskSpec, name: str) -> str:
-    return spec.environment_from[name].rpartition(".")[2]
+def _sources(spec: TaskSpec) -> Iterable[tuple[str, str, str]]:
+    """Each variable that it is given, the task that it is read of, and `output` or `exit_code`."""
+    for variable, source in spec.environment_from.items():
+        upstream, _, field = source.rpartition(".")
+        yield variable, upstream, field
 
 
 def _policy(given: Any, skip_exit_codes: Collection[int]) -> Any:
