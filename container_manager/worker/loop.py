@@ -43,6 +43,8 @@ logger = logging.getLogger("container_manager")
 
 SCHEMA_SECONDS = 5.0
 LONGEST_TICK = 0.5
+REMOVED_SECONDS = 0.2
+"""How often it is written which attempts left nothing behind: nobody waits for that."""
 
 
 def _this_process(name: str, concurrency: int, queues: Sequence[str]) -> Worker:
@@ -176,6 +178,7 @@ class WorkerLoop:
         reaper = Reaper(self._engines, self._instance, self._sweeper)
         return [
             Duty("recording", self._record),
+            Duty("recording what was removed", self._sweeper.record, REMOVED_SECONDS),
             Duty("answering requests", self._answer_requests),
             Duty("enforcing deadlines", self._enforce_deadlines),
             Duty("renewing offers", self._renew_offers, self._settings.UPKEEP_SECONDS),
@@ -200,7 +203,6 @@ class WorkerLoop:
             if run is not None and was_ours:
                 self._sweeper.sweep(run.lease, run.engine, run.execution)
         self._drop_lost()
-        self._sweeper.record()
 
     def _drop_lost(self) -> None:
         lost = [run for run in self._runs.values() if run is not None and run.is_lost]

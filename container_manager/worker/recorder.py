@@ -52,10 +52,15 @@ class Recorder:
 
     def step(self, lease: Lease, phase: str, **facts: Any) -> Future[bool]:
         """Report how far an attempt has come; the result says whether it is still held."""
+        future = self.note(lease, phase, **facts)
+        self._wake()
+        return future
+
+    def note(self, lease: Lease, phase: str, **facts: Any) -> Future[bool]:
+        """The same, for what nobody waits for: it is written with whatever is written next."""
         future: Future[bool] = Future()
         with self._lock:
             self._steps.append((Progress(**lease.key, phase=phase, **facts), future))
-        self._wake()
         return future
 
     def follow(self, output: Output) -> None:

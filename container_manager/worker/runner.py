@@ -224,7 +224,8 @@ class Run:
         """The created execution, or the one that an earlier worker left; None when that is gone."""
         if self.lease.adopted:
             return self._find_or_bar()
-        self._recorder.step(self.lease, Phase.PULLING if self.spec.image else Phase.CLAIMED)
+        if self.spec.image:
+            self._recorder.note(self.lease, Phase.PULLING)
         reached("R1")
         return self._patiently(
             lambda: self.executor.create_or_adopt(
@@ -270,7 +271,7 @@ class Run:
         reached("R5")
         self.execution = execution
         self._set_deadline(execution)
-        self._recorder.step(
+        self._recorder.note(
             self.lease,
             Phase.STARTED,
             execution_id=execution.execution_id,
@@ -304,7 +305,7 @@ class Run:
         self._recorder.follow(self._output)
         self._patiently(lambda: self._read(execution))
         reached("X1")
-        self._recorder.step(self.lease, Phase.COLLECTING)
+        self._recorder.note(self.lease, Phase.COLLECTING)
 
     def _read(self, execution: Execution) -> None:
         for chunk in self.executor.attach(execution, self._output.ends()):

@@ -39,17 +39,18 @@ class Plan:
 
         `counts`: of each name, and of each right before it, how many tasks stand where.
         """
+        waiting = [
+            name for name in names if counts[name].get(WAITING) or counts[name].get(WAITING_AGAIN)
+        ]
+        # Those of a layer mostly wait for the same ones, which are counted once.
+        befores = {self.graph.upstream[name] for name in waiting}
+        upstream = {before: _sum(counts[each] for each in before) for before in befores}
         return {
-            name: decide_by_count(self.tasks[name].trigger_rule, self._upstream(counts, name))
-            for name in names
-            if counts[name].get(WAITING) or counts[name].get(WAITING_AGAIN)
+            name: decide_by_count(
+                self.tasks[name].trigger_rule, upstream[self.graph.upstream[name]]
+            )
+            for name in waiting
         }
-
-    def _upstream(self, counts: Mapping[str, Mapping[str, int]], name: str) -> Counter[str]:
-        upstream: Counter[str] = Counter()
-        for before in self.graph.upstream[name]:
-            upstream.update(counts[before])
-        return upstream
 
     def spread(
         self, counts: Mapping[str, Counter[str]], names: Iterable[str]
@@ -65,6 +66,13 @@ class Plan:
             decisions |= new
             wave = self.graph.after(name for name, made in new.items() if made in NEVER_RUNS)
         return decisions
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return total
 
 
 def _follow(count: Counter[str], decision: Decision) -> None:

@@ -33,6 +33,12 @@ IDLE_SECONDS = 1.0
 BUSY_SECONDS, BUSY_SECONDS_ON_SQLITE = 0.25, 0.05
 """The same while some are; PostgreSQL also says when a job has ended."""
 
+REST, LONGEST_REST = 1.0, 0.25
+"""After each look so many times as long as it took nothing is looked at, whatever wakes us.
+
+What ends meanwhile is read together, and the machine is free for the tasks.
+"""
+
 LATER_SECONDS = 30.0
 """After which what went wrong with a run or a DAG is tried again."""
 
@@ -87,6 +93,8 @@ class Scheduler:
 
     def _wait(self) -> None:
         """In pieces: the signal that says `stop` cannot wake us."""
+        if not self._more:
+            time.sleep(min(REST * self._took, LONGEST_REST))
         pause = max(self._busy_seconds, self._took) if self._busy else IDLE_SECONDS
         left = 0.0 if self._more else min(pause, IDLE_SECONDS)
         while left > 0 and not self._stopping and not self._idle:
