@@ -9,13 +9,13 @@ import pytest
 from container_manager.models import ContainerJob, DagRun, JobLog, TaskInstance
 from container_manager.workflows import dags, runs
 from container_manager.workflows.spec import read, validate
+from tests.support.running import KINDS
 from tests.support.workers import ROOT, Workers, wait_until
 from tests.workflows.driving import job_of, states_of, task, task_of
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True)]
 
 EXAMPLE = Path(ROOT, "examples/etl_pipeline.yaml")
-WHERE = ["process", pytest.param("docker", marks=pytest.mark.docker)]
 
 
 def over(run: DagRun) -> DagRun:
@@ -23,7 +23,7 @@ def over(run: DagRun) -> DagRun:
     return DagRun.objects.get(pk=run.pk)
 
 
-@pytest.mark.parametrize("executor", WHERE)
+@pytest.mark.parametrize("executor", KINDS)
 def test_the_example_runs_from_its_first_task_to_its_last(workers: Workers, executor: str) -> None:
     if executor == "docker":
         workers.use_docker()
