@@ -72,10 +72,20 @@ class Rescuer:
         dead = self.dead()
         ours = self._our_places(engines)
         found = lifecycle.orphans(dead, ours, most, own=self._worker_id, under_way=under_way)
+        found = self._without_those_of_the_living(found)
         adopted = _adopt(claimant, found) if found else []
         lifecycle.note_unreachable(dead)
         self._prune(dead)
         return adopted
+
+    def _without_those_of_the_living(self, found: list[JobAttempt]) -> list[JobAttempt]:
+        """Who was dead a moment ago may have woken up, beaten, and claimed them only then."""
+        held_by = {attempt.worker_id for attempt in found} & self.known_dead
+        if not held_by:
+            return found
+        beats = dict(Worker.objects.filter(pk__in=held_by).values_list("pk", "beat"))
+        alive = {pk for pk, beat in beats.items() if beat != self._seen[pk][0]}
+        return [attempt for attempt in found if attempt.worker_id not in alive]
 
     def _our_places(self, engines: Engines) -> list[tuple[str, str]]:
         """Where attempts are held that we may speak about."""
@@ -84,9 +94,11 @@ class Rescuer:
         return [place for place in places if engines.for_id(*place)]
 
     def _prune(self, dead: set[UUID]) -> None:
-        """A dead worker that holds nothing any more needs no row."""
+        """A dead worker that holds nothing any more needs no row; one that beat since then does."""
         held = JobAttempt.objects.active().filter(worker_id__in=dead).values("worker_id")
-        Worker.objects.filter(pk__in=dead).exclude(pk__in=held).delete()
+        for pk in dead:
+            silent = Worker.objects.filter(pk=pk, beat=self._seen[pk][0])
+            silent.exclude(pk__in=held).delete()
 
 
 def _adopt(claimant: Claimant, found: list[JobAttempt]) -> list[Lease]:

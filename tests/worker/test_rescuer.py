@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from django.db import OperationalError, connection
 
-from container_manager import ids
+from container_manager import ids, lifecycle
 from container_manager.engines import Engines
 from container_manager.models import JobAttempt, Worker
 from container_manager.models.leases import Offer
@@ -269,3 +269,51 @@ def test_an_engine_that_is_away_is_not_spoken_for(rescuer, me, engines):
     engines["fake"].executor._away = True
     engines.probe()
     assert rescuer.rescue(me, engines, 10) == []
+
+
+def meanwhile(monkeypatch, verb, happens, *, before):
+    """Have something happen right before, or right after, the next call of a verb."""
+    call = getattr(lifecycle, verb)
+
+    def called(*arguments, **options):
+        monkeypatch.setattr(lifecycle, verb, call)
+        if before:
+            happens()
+            return call(*arguments, **options)
+        answer = call(*arguments, **options)
+        happens()
+        return answer
+
+    monkeypatch.setattr(lifecycle, verb, called)
+
+
+def test_what_the_dead_claimed_after_they_had_come_back_stays_theirs(
+    rescuer, clock, me, engines, monkeypatch
+):
+    """Row 1: paused, taken for dead, resumed, and at work again while the rescuer looks."""
+    other = a_worker("other", offers=[OFFER])
+    row = register(pk=other.worker_id)
+    left = held_by(other)
+    watch(rescuer, clock, LEASE)
+    claimed = []
+
+    def comes_back():
+        beat(row)
+        claimed.append(held_by(other))
+
+    meanwhile(monkeypatch, "orphans", comes_back, before=True)
+    assert rescuer.rescue(me, engines, 10) == []
+    assert not JobAttempt.objects.filter(worker_id=me.worker_id).exists()
+    held = set(JobAttempt.objects.held_by(other.worker_id).values_list("job_id", flat=True))
+    assert held == {left.job_id, claimed[0].job_id}
+
+
+def test_who_comes_back_while_its_row_is_to_be_removed_keeps_it(
+    rescuer, clock, me, engines, monkeypatch
+):
+    """Without its row whatever it claims next would be an orphan at once."""
+    row = register(pk=a_worker("other", offers=[OFFER]).worker_id)
+    watch(rescuer, clock, LEASE)
+    meanwhile(monkeypatch, "note_unreachable", lambda: beat(row), before=False)
+    rescuer.rescue(me, engines, 10)
+    assert Worker.objects.filter(pk=row.pk).exists()
