@@ -256,13 +256,7 @@ class Run:
         """Start it, if it is still ours: the one step that must never be taken twice."""
         reached("R3")
         self.execution = execution
-        self._still_held(
-            Phase.CREATED,
-            execution_id=execution.execution_id,
-            image_digest=execution.image_digest or None,
-            resolved=self.lease.applied,
-            unreachable=False,
-        )
+        self._note_created(execution)
         reached("R4")
         with self._lock:
             if self._cancelled.is_set() and not execution.started:
@@ -279,6 +273,21 @@ class Run:
         )
         self._started.set()
         return execution
+
+    def _note_created(self, execution: Execution) -> None:
+        """Whatever has an id by now has it committed before it starts.
+
+        The others are known by their name, which the claim committed. Of those, too, none is
+        started that somebody else holds: an adopter discards it or bars its name first.
+        """
+        facts = {"resolved": self.lease.applied, "unreachable": False}
+        if not execution.execution_id:
+            self._recorder.note(self.lease, Phase.CREATED, **facts)
+            return
+        digest = execution.image_digest or None
+        self._still_held(
+            Phase.CREATED, execution_id=execution.execution_id, image_digest=digest, **facts
+        )
 
     def _name_taken(self, taken: Barred) -> Outcome:
         """Barred by the rescuer that holds the attempt now; or, if we do, by a stranger."""

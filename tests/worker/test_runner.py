@@ -74,6 +74,9 @@ class Listening:
         future.set_result(self.held)
         return future
 
+    def note(self, lease, phase, **facts):
+        return self.step(lease, phase, **facts)
+
     def follow(self, output):
         pass
 
