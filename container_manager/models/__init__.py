@@ -11,6 +11,7 @@ from container_manager.models.history import StateHistory
 from container_manager.models.idempotency import IdempotencyKey
 from container_manager.models.job import ContainerJob
 from container_manager.models.logs import JobLog
+from container_manager.models.process import Process, ProcessKind
 from container_manager.models.queue import Queue
 from container_manager.models.worker import Installation, Worker
 from container_manager.models.workflow import Dag, DagRun, TaskInstance
@@ -26,6 +27,8 @@ __all__ = [
     "JobCount",
     "JobDuration",
     "JobLog",
+    "Process",
+    "ProcessKind",
     "Queue",
     "StateHistory",
     "TaskInstance",

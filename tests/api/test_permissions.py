@@ -18,7 +18,7 @@ from tests.support.api import Api, a_person, an_operator, problem
 
 pytestmark = pytest.mark.django_db
 
-OPEN = {"health", "login", "schema", "docs"}
+OPEN = {"health", "live", "ready", "login", "schema", "docs"}
 """What anybody may ask, by the name of the address."""
 
 
@@ -34,7 +34,7 @@ def patterns(resolver: URLResolver, above: str = "") -> Iterator[tuple[str, URLP
 API_PATTERNS = [
     pytest.param(pattern, id=address)
     for address, pattern in patterns(get_resolver())
-    if address.startswith(("api/", "^health"))
+    if address.startswith(("api/", "^health", "^metrics"))
 ]
 
 
