@@ -7,7 +7,7 @@ import container_manager.ids
 
 
 class Migration(migrations.Migration):
-    dependencies = [("container_manager", "0009_workflows")]
+    dependencies = [("container_manager", "0010_events")]
 
     operations = [
         migrations.CreateModel(
