@@ -11,6 +11,7 @@ from django.views.generic import RedirectView
 
 from container_manager.api.base import NothingHere
 from container_manager.api.health import HealthView, LiveView, ReadyView
+from container_manager.api.metrics import MetricsView
 
 
 class Favicon(RedirectView):
@@ -30,6 +31,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     re_path(r"^health/?$", HealthView.as_view(), name="health"),
     re_path(r"^health/live/?$", LiveView.as_view(), name="live"),
     re_path(r"^health/ready/?$", ReadyView.as_view(), name="ready"),
+    re_path(r"^metrics/?$", MetricsView.as_view(), name="metrics"),
     path("api/v1/", include("container_manager.api.urls")),
     re_path(r"^api(?:/v1)?$", NothingHere.as_view()),
 ]

@@ -12,6 +12,7 @@ from container_manager.models.history import StateHistory
 from container_manager.models.idempotency import IdempotencyKey
 from container_manager.models.job import ContainerJob
 from container_manager.models.logs import JobLog
+from container_manager.models.move_counts import MoveCount, MoveCounter
 from container_manager.models.process import Process, ProcessKind
 from container_manager.models.queue import Queue
 from container_manager.models.worker import Installation, Worker
@@ -31,6 +32,8 @@ __all__ = [
     "JobCount",
     "JobDuration",
     "JobLog",
+    "MoveCount",
+    "MoveCounter",
     "Process",
     "ProcessKind",
     "PublisherState",

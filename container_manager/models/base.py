@@ -308,7 +308,7 @@ class GuardedModel(models.Model):
 
     def _log_move(self, old: str) -> None:
         """Of the move that was just written."""
-        info, attempt = self.transition_info, self.__dict__.get(self.attempt_field or "")
+        info, attempt = self.transition_info, self.__dict__.get(self.attempt_field or "") or None
         told = (str(info.get("reason", "")), str(info.get("actor", "")), attempt)
         move_lines.log_move(self.line_of(self.pk, old, self._state_now(), *told))
 
