@@ -56,6 +56,7 @@ from container_manager.models import (
     acting_as,
     claims,
     leases,
+    move_counts,
     sequencing,
     validators,
 )
@@ -532,6 +533,7 @@ def prune(
     rows = jobs.order_by("pk").select_for_update(of=("self",))
     gone = set(rows.values_list("pk", flat=True))
     sequencing.take_all()
+    move_counts.fold_all()
     ContainerJob.objects.filter(pk__in=gone).delete()
     if not keep_history:
         StateHistory.objects.filter(

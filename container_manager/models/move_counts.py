@@ -2,7 +2,8 @@
 
 Events are folded into these counters after they got their place, by whoever has time for it; what
 is not folded yet is added by whoever reads. So the numbers only ever rise, are exact up to the
-newest event, cost nothing to those who move, and stay when histories and events are pruned.
+newest event, and cost nothing to those who move. They stay when histories and events are pruned:
+who prunes folds before.
 """
 
 from __future__ import annotations
@@ -68,13 +69,16 @@ class MoveCounter(models.Model):
 # Folding ------------------------------------------------------------------------------------------
 
 
-def fold(limit: int = FOLDED_AT_ONCE, *, using: str = USING) -> int:
-    """Add events to the counters, at most so many; returns how many. 0 also while another does."""
+def fold(limit: int = FOLDED_AT_ONCE, *, using: str = USING, wait: bool = False) -> int:
+    """Add events to the counters, at most so many; returns how many.
+
+    0: there are none, or another is at it; with `wait` it is never the latter.
+    """
     with transaction.atomic(using=using):
         rows = MoveCounter.objects.using(using)
         if not rows.exists():  # after a flush
             rows.bulk_create([MoveCounter()], ignore_conflicts=True)
-        held = rows.select_for_update(skip_locked=True).first()
+        held = rows.select_for_update(skip_locked=not wait).first()
         if held is None:
             return 0
         newest = Event.objects.using(using).newest()
@@ -84,6 +88,14 @@ def fold(limit: int = FOLDED_AT_ONCE, *, using: str = USING) -> int:
         _add(using, held.counted, up_to)
         rows.update(counted=up_to)
         return up_to - held.counted
+
+
+def fold_all(*, using: str = USING) -> int:
+    """Before histories or events are deleted: add all that have their place by now."""
+    total = 0
+    while folded := fold(using=using, wait=True):
+        total += folded
+    return total
 
 
 def behind(using: str = USING) -> int:
@@ -122,19 +134,22 @@ def _counted(connection: Any, which: str) -> str:
     later = "greatest" if connection.vendor == "postgresql" else "max"
     waited = milliseconds_between(connection, f"{later}(since, coalesce(due, since))", "at")
     ends = " ".join(f"WHEN ms <= {end} THEN {end}" for end in UP_TO_MS)
+    # Materialized: each row is looked up once, not once for each use of what is found.
     return f"""
-    SELECT entity_type, old_state, new_state,
-      CASE WHEN ms IS NULL THEN {NOT_TIMED} {ends} ELSE {LONGER} END AS up_to_ms,
-      count(*) AS moves, CAST(coalesce(sum(ms), 0) AS bigint) AS total_ms
-    FROM (
-      SELECT entity_type, old_state, new_state, {waited} AS ms
-      FROM (
-        SELECT e.entity_type, coalesce(e.old_state, '') AS old_state, e.new_state,
-          e.changed_at AS at,
-          CASE WHEN {_WAITED} OR {_RAN} THEN {since} END AS since,
-          CASE WHEN {_WAITED} THEN {due} END AS due
-        FROM events e WHERE {which}) AS looked_up) AS timed
-    GROUP BY 1, 2, 3, 4"""
+    SELECT entity_type, old_state, new_state, up_to_ms, moves, total_ms FROM (
+      WITH
+        looked_up AS MATERIALIZED (
+          SELECT e.entity_type, coalesce(e.old_state, '') AS old_state, e.new_state,
+            e.changed_at AS at,
+            CASE WHEN {_WAITED} OR {_RAN} THEN {since} END AS since,
+            CASE WHEN {_WAITED} THEN {due} END AS due
+          FROM events e WHERE {which}),
+        timed AS MATERIALIZED (
+          SELECT entity_type, old_state, new_state, {waited} AS ms FROM looked_up)
+      SELECT entity_type, old_state, new_state,
+        CASE WHEN ms IS NULL THEN {NOT_TIMED} {ends} ELSE {LONGER} END AS up_to_ms,
+        count(*) AS moves, CAST(coalesce(sum(ms), 0) AS bigint) AS total_ms
+      FROM timed GROUP BY 1, 2, 3, 4) AS counted WHERE true"""
 
 
 # Reading ------------------------------------------------------------------------------------------

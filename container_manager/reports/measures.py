@@ -47,7 +47,7 @@ LONGEST_NAME = 100
 OVERDUE_AFTER = timedelta(minutes=1)
 """A slot that came longer ago and has no run is overdue."""
 
-MOST_UNFOLDED = 2_000
+MOST_UNFOLDED = 10_000
 """Events that a scrape counts again each time; of more it folds some."""
 
 PASSES = 5
