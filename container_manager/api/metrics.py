@@ -6,6 +6,7 @@ import hmac
 from typing import Any
 
 from django.http import HttpResponse
+from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from rest_framework.authentication import BaseAuthentication, get_authorization_header
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
@@ -44,6 +45,16 @@ class ScraperAuthentication(BaseAuthentication):
 
     def authenticate_header(self, request: Request) -> str:
         return "Bearer"
+
+
+class ScraperScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
+    """That token in the OpenAPI document."""
+
+    target_class = ScraperAuthentication
+    name = "scraper"
+
+    def get_security_definition(self, auto_schema: Any) -> dict[str, Any]:
+        return {"type": "http", "scheme": "bearer", "description": "The METRICS_TOKEN, if set."}
 
 
 class MetricsView(BaseView):

@@ -85,7 +85,7 @@ def test_what_belongs_to_jobs_is_documented(document):
 def test_every_reference_leads_somewhere(document):
     references = set(re.findall(r"#/components/schemas/(\w+)", str(document)))
     assert references <= set(document["components"]["schemas"])
-    assert set(document["components"]["securitySchemes"]) == {"token", "cookieAuth"}
+    assert set(document["components"]["securitySchemes"]) == {"token", "cookieAuth", "scraper"}
 
 
 def test_the_page_to_try_it_runs_no_inline_script():
