@@ -22,7 +22,10 @@ _STEERING = {code: text for code, text in _INVISIBLE.items() if chr(code) not in
 
 def visible(text: Any) -> str:
     """One line in which every control character is shown instead of obeyed."""
-    return str(text).translate(_INVISIBLE)
+    shown = str(text)
+    if shown.isascii() and shown.isprintable():
+        return shown
+    return shown.translate(_INVISIBLE)
 
 
 def visible_lines(text: str) -> str:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 from container_manager.escapes import visible, visible_lines
@@ -74,6 +75,9 @@ class _Lines(logging.Formatter):
         found = {**context(), **(given if isinstance(given, Mapping) else {})}
         return {name: value for name, value in found.items() if value not in (None, "")}
 
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        return f"{_local(int(record.created))},{int(record.msecs):03d}"
+
     def trouble(self, record: logging.LogRecord) -> str:
         """The traceback, if there is one; its end says most."""
         if record.exc_info and not record.exc_text:
@@ -93,8 +97,8 @@ class TextLines(_Lines):
     def format(self, record: logging.LogRecord) -> str:
         fields = self.fields(record)
         shown = [f"{name}={fields[name]}" for name in SHOWN_IN_TEXT if name in fields]
-        said = visible(record.getMessage()[:MOST_CHARACTERS])
-        line = " ".join([self.formatTime(record), record.levelname, said, *map(visible, shown)])
+        said = " ".join([record.getMessage()[:MOST_CHARACTERS], *shown])
+        line = f"{self.formatTime(record)} {record.levelname} {visible(said)}"
         trouble = visible_lines(self.trouble(record)).split("\n")
         return "\n  ".join([line, *filter(None, trouble)])
 
@@ -104,7 +108,7 @@ class JsonLines(_Lines):
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": _utc(record.created),
+            "time": _moment(record.created),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage()[:MOST_CHARACTERS],
@@ -120,9 +124,19 @@ FORMATS: dict[str, type[logging.Formatter]] = {"text": TextLines, "json": JsonLi
 """What LOG_FORMAT may say."""
 
 
-def _utc(seconds: float) -> str:
-    whole, rest = divmod(int(seconds * 1_000_000), 1_000_000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{rest:06d}Z"
+@lru_cache(maxsize=2)  # many lines are of one second
+def _local(second: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+
+
+@lru_cache(maxsize=2)
+def _utc(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def _moment(created: float) -> str:
+    second, rest = divmod(int(created * 1_000_000), 1_000_000)
+    return f"{_utc(second)}.{rest:06d}Z"
 
 
 def _plain(value: Any) -> Any:
