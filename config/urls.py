@@ -10,7 +10,8 @@ from django.urls import URLPattern, URLResolver, include, path, re_path
 from django.views.generic import RedirectView
 
 from container_manager.api.base import NothingHere
-from container_manager.api.health import HealthView
+from container_manager.api.health import HealthView, LiveView, ReadyView
+from container_manager.api.metrics import MetricsView
 
 
 class Favicon(RedirectView):
@@ -28,6 +29,9 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("favicon.ico", Favicon.as_view()),
     path("admin/", admin.site.urls),
     re_path(r"^health/?$", HealthView.as_view(), name="health"),
+    re_path(r"^health/live/?$", LiveView.as_view(), name="live"),
+    re_path(r"^health/ready/?$", ReadyView.as_view(), name="ready"),
+    re_path(r"^metrics/?$", MetricsView.as_view(), name="metrics"),
     path("api/v1/", include("container_manager.api.urls")),
     re_path(r"^api(?:/v1)?$", NothingHere.as_view()),
 ]

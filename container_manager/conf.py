@@ -33,6 +33,12 @@ def _anything(_value: object) -> str:
     return ""
 
 
+def _secret(value: str) -> str:
+    """It is never told itself."""
+    good = not value or (len(value) >= 16 and value.isascii() and value.isprintable())
+    return "" if good and " " not in value else "must be 16 or more ASCII characters, none a blank"
+
+
 def _key(
     default: Any, doc: str, check: Callable[[Any], str] = _anything, kind: type | None = None
 ) -> Any:
@@ -100,6 +106,12 @@ class Settings:
     DRAIN_SECONDS: float = _key(
         30.0, "How long a stopping worker waits for what it must still write.", _positive
     )
+    METRICS_TOKEN: str = _key(
+        "",
+        "Who sends it as `Authorization: Bearer …` may read `/metrics`; unset: only operators.",
+        _secret,
+    )
+    METRICS_OPEN: bool = _key(False, "Everybody may read `/metrics`, without a token.")
     CRASH_AT: str = _key(
         "",
         "For tests, only while DEBUG is on: kill this process at these crash points.",

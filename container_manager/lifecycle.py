@@ -56,11 +56,14 @@ from container_manager.models import (
     acting_as,
     claims,
     leases,
+    move_counts,
+    sequencing,
     validators,
 )
-from container_manager.models.base import database_now, log_move
+from container_manager.models.base import database_now
 from container_manager.models.job import wake_workers
 from container_manager.models.leases import Claimant, Lease
+from container_manager.models.move_lines import kept_until_done
 from container_manager.models.outcomes import (
     Ending,
     LogChunk,
@@ -131,14 +134,17 @@ TRIES = 8
 
 
 def verb(function: Callable[P, R]) -> Callable[P, R]:
-    """One transaction; begun again when the database says that it only got in another's way."""
+    """One transaction; begun again when the database says that it only got in another's way.
+
+    The lines of its moves are logged when it is done.
+    """
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         tried = 0
         while True:
             try:
-                with transaction.atomic(using=USING):
+                with kept_until_done(), transaction.atomic(using=USING):
                     return function(*args, **kwargs)
             except OperationalError as error:
                 tried += 1
@@ -519,10 +525,15 @@ def prunable(
 def prune(
     job_ids: Collection[UUID], *, keep_history: bool = False, by_manager: bool = False
 ) -> set[UUID]:
-    """Delete these jobs with attempts, logs and history, those that are prunable; returns which."""
+    """Delete these jobs with attempts, logs and history, those that are prunable; returns which.
+
+    What happened to them has its place among the events before, and is told all the same.
+    """
     jobs = prunable(ContainerJob.objects.filter(pk__in=job_ids), by_manager=by_manager)
     rows = jobs.order_by("pk").select_for_update(of=("self",))
     gone = set(rows.values_list("pk", flat=True))
+    sequencing.take_all()
+    move_counts.fold_all()
     ContainerJob.objects.filter(pk__in=gone).delete()
     if not keep_history:
         StateHistory.objects.filter(
@@ -746,12 +757,10 @@ def finish(claimant: Claimant, endings: Sequence[Ending]) -> set[UUID]:
     mine = end_attempts(USING, claimant, endings)
     held = [ending for ending in endings if ending.job_id in mine]
     ended = end_jobs(USING, claimant, held)
-    _log(ended, JobStatus.RUNNING)
     reached("T1")
     retried = retry_jobs(
         USING, claimant, [ending for ending in held if ending.retry and ending.job_id in ended]
     )
-    _log(retried, JobStatus.FAILED)
     at_once = [each.job_id for each in held if each.retry_at_once and each.job_id in retried]
     _queue_at_once(claimant, at_once)
     return mine
@@ -761,11 +770,6 @@ def _queue_at_once(claimant: Claimant, job_ids: list[UUID]) -> None:
     if job_ids:
         with acting_as(claimant.actor):
             ContainerJob.objects.filter(pk__in=job_ids).update(status=JobStatus.QUEUED)
-
-
-def _log(moved: dict[UUID, str], old: str) -> None:
-    for job_id, new in moved.items():
-        log_move("Job", job_id, old, new)
 
 
 @verb

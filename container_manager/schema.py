@@ -33,14 +33,22 @@ def applied(using: str) -> frozenset[str]:
     return frozenset(rows.values_list("name", flat=True))
 
 
+def missing(using: str) -> list[str]:
+    """The migrations of this code that the database does not have."""
+    return sorted(_known(using) - applied(using))
+
+
+def _known(using: str) -> frozenset[str]:
+    loader = MigrationLoader(connections[using])
+    return frozenset(name for app, name in loader.graph.nodes if app == APP)
+
+
 def problem(using: str) -> str:
     """Empty when the database has what this code knows; else one sentence that says what to do."""
-    loader = MigrationLoader(connections[using])
-    known = {name for app, name in loader.graph.nodes if app == APP}
-    missing = sorted(name for name in known if (APP, name) not in loader.applied_migrations)
-    if missing:
-        return f"the database lacks {', '.join(missing)}: run `manage.py migrate`"
-    newer = sorted(name for name in applied(using) if name > max(known))
+    known, there = _known(using), applied(using)
+    if lacking := sorted(known - there):
+        return f"the database lacks {', '.join(lacking)}: run `manage.py migrate`"
+    newer = sorted(name for name in there if name > max(known))
     if newer:
         return f"the database has {', '.join(newer)}, which this older code does not know"
     return ""

@@ -90,6 +90,11 @@ def _words(states: tuple[str, ...]) -> str:
     return " ".join(f"`{state}`" for state in states) or "nothing: final"
 
 
+def metrics() -> str:
+    """Every metric, from modules that need Django's apps."""
+    return api("metrics", "tests.support.metrics_docs")
+
+
 def api(name: str, module: str = "tests.support.api_docs") -> str:
     """A block of docs/api.md, from modules that need Django's apps."""
     if not apps.ready:
@@ -110,6 +115,7 @@ BLOCKS: dict[tuple[str, str], Callable[[], str]] = {
     ("state_machine.md", "workflow-states"): lambda: states(WORKFLOW, WorkflowState),
     ("state_machine.md", "reasons"): reasons,
     ("settings.md", "settings"): settings,
+    ("monitoring.md", "metrics"): metrics,
     ("api.md", "api-filters"): lambda: api("filters"),
     ("api.md", "api-dag-filters"): lambda: api("dag_filters"),
     ("api.md", "api-run-filters"): lambda: api("run_filters"),
@@ -158,6 +164,30 @@ def test_the_python_example_of_the_readme_does_what_it_shows() -> None:
     test = doctest.DocTestParser().get_doctest(example, {}, "README", "README.md", 0)
     result = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test)
     assert (result.failed, result.attempted > 5) == (0, True)
+
+
+def test_every_metric_that_an_alert_asks_for_is_there() -> None:
+    known = api("names", "tests.support.metrics_docs").split()
+    page = block_of("metrics").sub("", (ROOT / "docs/monitoring.md").read_text())
+    asked = set(re.findall(r"container_manager_\w+", page))
+    assert asked - set(known) == set()
+    assert "container_manager_job_wait_seconds_bucket" in asked
+
+
+def test_the_shown_configurations_of_monitoring_can_be_read() -> None:
+    shown = [yaml.safe_load(text) for text in code_blocks(ROOT / "docs/monitoring.md", "yaml")]
+    keys = [set(document) for document in shown]
+    assert keys == [{"livenessProbe", "readinessProbe"}, {"scrape_configs"}, {"groups"}]
+    (group,) = shown[-1]["groups"]
+    assert all({"alert", "expr", "annotations"} <= set(rule) for rule in group["rules"])
+
+
+def test_the_shown_line_of_json_is_one_of_ours() -> None:
+    (shown,) = code_blocks(ROOT / "docs/monitoring.md", "json")
+    line = json.loads(shown)
+    page = (ROOT / "docs/monitoring.md").read_text()
+    rows = re.findall(r"^\| ((?:`\w+` ?)+)\|", page, re.MULTILINE)
+    assert set(line) <= {name for row in rows for name in re.findall(r"`(\w+)`", row)}
 
 
 def shown_commands() -> list[Any]:

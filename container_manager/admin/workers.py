@@ -1,4 +1,4 @@
-"""Workers with their last sign of life, and the executors that they offer."""
+"""Workers, schedulers and relays with their last sign of life, and the executors there are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WorkerAdmin(OperatorAdmin):
         return self.pages()
 
     def changelist(self, request: HttpRequest) -> HttpResponse:
-        return self.page(request, "workers.html", "Workers and executors", **_machinery())
+        return self.page(request, "workers.html", "Workers, schedulers, executors", **_machinery())
 
     def live(self, request: HttpRequest) -> HttpResponse:
         """The same, as it stands now."""
@@ -31,4 +31,8 @@ class WorkerAdmin(OperatorAdmin):
 
 
 def _machinery() -> dict[str, Any]:
-    return {"workers": machinery.workers(), "executors": machinery.executors()}
+    return {
+        "workers": machinery.workers(),
+        "processes": machinery.processes(),
+        "executors": machinery.executors(),
+    }

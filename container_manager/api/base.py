@@ -21,6 +21,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 from rest_framework.viewsets import ViewSetMixin
 
+from container_manager import journal
 from container_manager.api import errors
 from container_manager.api.authentication import SessionAuthentication, TokenAuthentication
 from container_manager.api.errors import Problem, not_found, not_permitted
@@ -97,6 +98,10 @@ class BaseView(APIView):
         declared = operation_of(self, request.method or "")
         if declared is not None:
             self.query = read_query(dict(request.query_params.lists()), declared.query)
+
+    def perform_authentication(self, request: Request) -> None:
+        super().perform_authentication(request)
+        journal.note(user=request.user.get_username())
 
     def get_exception_handler(self) -> Callable[..., Any]:
         return errors.handle

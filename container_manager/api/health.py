@@ -1,36 +1,37 @@
 """Is this installation well? Open to everybody, so it tells numbers only.
 
-The database is asked on a thread of its own, which gets two seconds: a connection pool, or a
-server that accepts and never answers, would keep the asker waiting much longer. Redis is a hint, so
-it alone never makes anything unhealthy.
+`/health` looks at everything; `/health/live` says that this process answers, and `/health/ready`
+whether it should be asked. The database gets two seconds to answer. It alone makes anything
+unhealthy: Redis is a hint, and all others can be waited for.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-from concurrent.futures import Future
+from collections.abc import Sequence
+from typing import Any
 
 from django.conf import settings
-from django.db import Error, connections
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 
-from container_manager import __version__
+from container_manager import __version__, guarding, schema
+from container_manager.api.asking import Asking
 from container_manager.api.base import BaseView, Response
 from container_manager.api.machinery import COUNT, closed
 from container_manager.api.operations import component, operation
+from container_manager.models import ProcessKind
 from container_manager.reports import machinery
 
 logger = logging.getLogger("container_manager")
 
-Fleet = dict[str, dict[str, int]]
+Fleet = dict[str, dict[str, Any]]
 
 PATIENCE = 2.0
 REDIS_PATIENCE = 1.0
 
 EXECUTORS = closed({"configured": COUNT, "available": COUNT})
-WORKERS = closed({"total": COUNT, "alive": COUNT})
+PROCESSES = closed({"total": COUNT, "alive": COUNT})
 HEALTH = component(
     "Health",
     closed(
@@ -41,18 +42,49 @@ HEALTH = component(
             "database": {"type": "boolean"},
             "redis": {"type": "boolean"},
             "executors": EXECUTORS,
-            "workers": WORKERS,
+            "workers": PROCESSES,
+            "schedulers": PROCESSES,
+            "relays": PROCESSES,
         }
     ),
 )
 
 
-class HealthView(BaseView):
-    """Whether it can work."""
+LIVE = component(
+    "Live",
+    closed(
+        {
+            "status": {"type": "string", "enum": ["alive"]},
+            "version": {"type": "string"},
+            "service": {"type": "string"},
+        }
+    ),
+)
+READY = component(
+    "Ready",
+    closed(
+        {
+            "status": {"type": "string", "enum": ["ready", "not_ready"]},
+            "database": {"type": "boolean"},
+            "migrations": {"type": "boolean", "description": "All that this code needs are there."},
+            "guard": {"type": "boolean", "description": "No trigger of it is missing."},
+        }
+    ),
+)
+NO_STORE = {"Cache-Control": "no-store"}
+SERVICE = {"version": __version__, "service": "container-manager"}
+
+
+class OpenView(BaseView):
+    """For everybody, without a login."""
 
     authentication_classes = ()
     permission_classes = (AllowAny,)
     tag = "health"
+
+
+class HealthView(OpenView):
+    """Whether it can work."""
 
     @operation(
         "Is it well?",
@@ -65,70 +97,78 @@ class HealthView(BaseView):
         return Response(
             {
                 "status": "healthy" if fleet is not None else "unhealthy",
-                "version": __version__,
-                "service": "container-manager",
+                **SERVICE,
                 "database": fleet is not None,
                 "redis": redis_answers(),
                 **(fleet or _NOTHING_KNOWN),
             },
             status=503 if fleet is None else 200,
-            headers={"Cache-Control": "no-store"},
+            headers=NO_STORE,
         )
 
 
-_NOTHING_KNOWN = {
+class LiveView(OpenView):
+    """Whether this process answers at all."""
+
+    @operation("Is this process alive?", answers={200: LIVE})
+    def get(self, request: Request) -> Response:
+        """Asks nobody else: restart what does not answer."""
+        return Response({"status": "alive", **SERVICE}, headers=NO_STORE)
+
+
+class ReadyView(OpenView):
+    """Whether this process should be asked."""
+
+    @operation(
+        "Should it be asked?",
+        answers={200: READY, 503: READY},
+        meanings={503: "Not ready: no database, or it is not migrated, or not guarded."},
+    )
+    def get(self, request: Request) -> Response:
+        """503 while the database is away, lacks a migration of this code, or is not guarded."""
+        found = _asking_ready.answer()
+        told = found or {"database": False, "migrations": False, "guard": False}
+        ready = all(told.values())
+        return Response(
+            {"status": "ready" if ready else "not_ready", **told},
+            status=200 if ready else 503,
+            headers=NO_STORE,
+        )
+
+
+def _readiness() -> dict[str, bool]:
+    return {
+        "database": True,
+        "migrations": not schema.missing("default"),
+        "guard": not guarding.is_down("default"),
+    }
+
+
+_NOTHING_KNOWN: Fleet = {
     "executors": {"configured": 0, "available": 0},
-    "workers": {"total": 0, "alive": 0},
+    **{kind: {"total": 0, "alive": 0} for kind in ("workers", "schedulers", "relays")},
 }
 
 
 def _fleet() -> Fleet:
-    executors, workers = machinery.executors(), machinery.workers()
+    executors, processes = machinery.executors(), machinery.processes()
     return {
         "executors": {
             "configured": sum(bool(each.path) for each in executors),
             "available": sum(each.available for each in executors),
         },
-        "workers": {
-            "total": len(workers),
-            "alive": sum(each.alive for each in workers),
-        },
+        "workers": _living(machinery.workers()),
+        "schedulers": _living([each for each in processes if each.kind == ProcessKind.SCHEDULER]),
+        "relays": _living([each for each in processes if each.kind == ProcessKind.RELAY]),
     }
 
 
-class _Asking:
-    """One question to the database at a time; whoever asks meanwhile gets the same answer."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._asked: Future[Fleet] | None = None
-
-    def answer(self) -> Fleet | None:
-        """Numbers of executors and workers; None when the database does not answer in time."""
-        with self._lock:
-            if self._asked is None or self._asked.done():
-                self._asked = Future()
-                threading.Thread(target=self._ask, args=(self._asked,), daemon=True).start()
-            asked = self._asked
-        try:
-            return asked.result(PATIENCE)
-        except TimeoutError:
-            logger.warning("Health: the database did not answer in %s seconds", PATIENCE)
-        except Error as error:
-            logger.warning("Health: database: %s", str(error).strip())
-        return None
-
-    @staticmethod
-    def _ask(asked: Future[Fleet]) -> None:
-        try:
-            asked.set_result(_fleet())
-        except BaseException as error:  # noqa: BLE001 - whoever waits for it raises it
-            asked.set_exception(error)
-        finally:
-            connections.close_all()
+def _living(reports: Sequence[Any]) -> dict[str, int]:
+    return {"total": len(reports), "alive": sum(each.alive for each in reports)}
 
 
-_asking = _Asking()
+_asking = Asking("Health", _fleet, PATIENCE)
+_asking_ready = Asking("Readiness", _readiness, PATIENCE)
 
 
 def redis_answers() -> bool:

@@ -56,6 +56,8 @@ CODES = {
     "run_ended_early": "I14",
     "run_not_ended": "I14",
     "job_of_no_task": "I14",
+    "slot_overdue": "I14",
+    "process_silent": "I10",
     "two_executions": "I2",
     "execution_left": "I8",
     "execution_of_abandoned": "I2",
@@ -116,8 +118,12 @@ class Records:
 
     def living(self, now: datetime) -> models.QuerySet[Worker]:
         """The workers that were heard of within three leases."""
-        since = now - 3 * timedelta(seconds=settings.LEASE_SECONDS)
-        return self.workers.filter(last_beat_at__gt=since)
+        return self.workers.filter(last_beat_at__gt=now - self.silence())
+
+    @staticmethod
+    def silence() -> timedelta:
+        """After so long without a sign of life somebody is taken for dead here."""
+        return 3 * timedelta(seconds=settings.LEASE_SECONDS)
 
 
 Question = Callable[[Records], Iterator[Finding]]

@@ -13,9 +13,17 @@ from typing import Any
 from django.db.models import Count, Exists, F, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce
 
-from container_manager.consistency.asking import Finding, Records, found, of_all
-from container_manager.models import ContainerJob, DagRun, StateHistory, TaskInstance
-from container_manager.states import NOT_OVER, OVER, RUN_ACTIVE, SETTLED
+from container_manager.consistency.asking import NOTE, Finding, Records, found, of_all
+from container_manager.models import (
+    ContainerJob,
+    Dag,
+    DagRun,
+    Process,
+    ProcessKind,
+    StateHistory,
+    TaskInstance,
+)
+from container_manager.states import NOT_OVER, OVER, RUN_ACTIVE, SETTLED, WorkflowState
 
 LATELY = timedelta(days=1)
 """Runs that ended earlier are not looked into any more."""
@@ -102,6 +110,36 @@ def _needs_success(document: Any) -> dict[str, set[str]]:
         for name, task in (document.get("tasks") or {}).items()
         if task.get("trigger_rule", usual) == "all_success"
     }
+
+
+@of_all
+def slots_get_their_runs(records: Records) -> Iterator[Finding]:
+    """A slot that has come has its run soon, while its DAG is not paused."""
+    now = records.now()
+    runs = DagRun.objects.using(records.using).order_by()
+    late = Dag.objects.using(records.using).due(now - MARGIN).order_by("next_slot_at")
+    schedulers = Process.objects.using(records.using).filter(kind=ProcessKind.SCHEDULER)
+    lives = schedulers.filter(last_beat_at__gt=now - records.silence()).exists()
+    for pk, name, slot in late.values_list("pk", "name", "next_slot_at"):
+        text = f"DAG {name} has no run for its slot of {slot.isoformat()}: "
+        waiting = runs.filter(dag=pk, state=WorkflowState.QUEUED)[:1].exists()
+        if lives and waiting:
+            yield found("slot_overdue", f"{text}others of its runs wait to begin", level=NOTE)
+        else:
+            why = "though a scheduler lives" if lives else "no scheduler gives a sign of life"
+            yield found("slot_overdue", text + why)
+
+
+@of_all
+def silent_processes_are_told(records: Records) -> Iterator[Finding]:
+    """A scheduler or relay that did not end in order is dead, or it stands still."""
+    silent = Process.objects.using(records.using).filter(
+        last_beat_at__lte=records.now() - records.silence()
+    )
+    for row in silent.iterator():
+        who = f"{row.kind} {row.name} (process {row.pid} on {row.hostname})"
+        text = f"{who} gave its last sign of life at {row.last_beat_at.isoformat()}"
+        yield found("process_silent", text, level=NOTE)
 
 
 @of_all

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from container_manager.escapes import visible as visible
+from container_manager.escapes import visible_lines
 from container_manager.models import ContainerJob
 from container_manager.models.validators import MASK
 from container_manager.states import JobStatus, Reason
@@ -31,31 +33,6 @@ COLOURS = {
     JobStatus.CANCELLED: "blue",
     JobStatus.KILLED: "bright_red",
 }
-
-_INVISIBLE = {
-    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-    for code in (
-        *range(0x20),
-        *range(0x7F, 0xA0),
-        *(0x061C, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF),
-        *range(0x202A, 0x202F),
-        *range(0x2066, 0x206A),
-        *range(0xD800, 0xE000),
-    )
-} | {ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"}
-"""Characters that steer a terminal, or turn its lines and directions around."""
-
-_STEERING = {code: text for code, text in _INVISIBLE.items() if chr(code) not in "\t\n"}
-
-
-def visible(text: Any) -> str:
-    """One line in which every control character is shown instead of obeyed."""
-    return str(text).translate(_INVISIBLE)
-
-
-def visible_lines(text: str) -> str:
-    """The same for text of many lines."""
-    return text.replace("\r\n", "\n").translate(_STEERING)
 
 
 class Decoder:

@@ -7,10 +7,13 @@ Rule of this package: a model changes its own row; what concerns several tables 
 from container_manager.models.attempt import JobAttempt
 from container_manager.models.base import acting_as
 from container_manager.models.counters import JobChange, JobCount, JobDuration
+from container_manager.models.event import DeadLetter, Event, EventSequencer, PublisherState
 from container_manager.models.history import StateHistory
 from container_manager.models.idempotency import IdempotencyKey
 from container_manager.models.job import ContainerJob
 from container_manager.models.logs import JobLog
+from container_manager.models.move_counts import MoveCount, MoveCounter
+from container_manager.models.process import Process, ProcessKind
 from container_manager.models.queue import Queue
 from container_manager.models.worker import Installation, Worker
 from container_manager.models.workflow import Dag, DagRun, TaskInstance
@@ -19,6 +22,9 @@ __all__ = [
     "ContainerJob",
     "Dag",
     "DagRun",
+    "DeadLetter",
+    "Event",
+    "EventSequencer",
     "IdempotencyKey",
     "Installation",
     "JobAttempt",
@@ -26,6 +32,11 @@ __all__ = [
     "JobCount",
     "JobDuration",
     "JobLog",
+    "MoveCount",
+    "MoveCounter",
+    "Process",
+    "ProcessKind",
+    "PublisherState",
     "Queue",
     "StateHistory",
     "TaskInstance",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,10 +26,10 @@ from django_fsm import TransitionNotAllowed, transition
 from container_manager import ids
 from container_manager.db_guard import Counted, GuardedTable
 from container_manager.exceptions import HeldByWorker, InvalidTransition, StaleState
+from container_manager.models import move_lines
 from container_manager.models.expressions import MillisecondsBetween
+from container_manager.models.move_lines import MoveLine
 from container_manager.states import StateMachine
-
-logger = logging.getLogger("container_manager")
 
 BATCH = 5_000
 """Rows at most in one statement that names them by id."""
@@ -64,11 +63,6 @@ def database_now(using: str) -> datetime:
     with connection.cursor() as cursor:
         cursor.execute("SELECT clock_timestamp()")
         return cursor.fetchone()[0]  # type: ignore[no-any-return]
-
-
-def log_move(label: str, entity_id: Any, old: str, new: str) -> None:
-    """The one line that every move leaves in the log."""
-    logger.info("%s %s: %s -> %s", label, entity_id, old, new)
 
 
 def moves(
@@ -147,12 +141,35 @@ class GuardedQuerySet(models.QuerySet[Any]):
         for pk, old in rows.items():
             by_old[old].append(pk)
         now = database_now(self.db)
+        lines: list[MoveLine] = []
         for old, pks in by_old.items():
             change = values if old == new else self.model._as_update(old, new, now, values)
             for batch in batched(pks):
                 self._plain().filter(pk__in=batch).update(**change)
-        self._announce([(pk, old, new) for pk, old in rows.items() if old != new])
+            if old != new and move_lines.are_read():
+                lines += self._lines(pks, old, new, change.get("reason", ""), values)
+        for line in lines:
+            move_lines.log_move(line)
+        self.model.after_moves(self.db, {new} if by_old.keys() - {new} else ())
         return len(rows)
+
+    def _lines(
+        self, pks: list[Any], old: str, new: str, reason: Any, values: dict[str, Any]
+    ) -> list[MoveLine]:
+        info = {"actor": current_actor(), "reason": reason, **values.get("transition_info", {})}
+        reasons, actor = self._reasons(pks, info["reason"]), str(info["actor"])
+        return [self.model.line_of(pk, old, new, reasons.get(pk, ""), actor) for pk in pks]
+
+    def _reasons(self, pks: list[Any], given: Any) -> dict[Any, str]:
+        """Why each was moved; one that is found by the database is read back."""
+        if isinstance(given, models.Value):
+            given = given.value
+        if not hasattr(given, "resolve_expression"):
+            return dict.fromkeys(pks, str(given))
+        found: dict[Any, str] = {}
+        for batch in batched(pks):
+            found.update(self._plain().filter(pk__in=batch).values_list("pk", "reason"))
+        return found
 
     def bulk_update(
         self, objs: Iterable[Any], fields: Iterable[str], batch_size: int | None = None
@@ -173,7 +190,9 @@ class GuardedQuerySet(models.QuerySet[Any]):
                 self._plain().bulk_update(group, sorted(names), batch_size)
                 for names, group in alike.items()
             )
-            self._announce(moved)
+            for obj, old in moved:
+                obj._log_move(old)
+            self.model.after_moves(self.db, {obj._state_now() for obj, _ in moved})
         for names, group in alike.items():
             for obj in group:
                 obj._remember(names)
@@ -194,9 +213,9 @@ class GuardedQuerySet(models.QuerySet[Any]):
             names = set(fields)
             if obj._state_now() != old:
                 names |= obj._prepare_move(old, version, now)
-                moved.append((obj.pk, old, obj._state_now()))
+                moved.append((obj, old))
             alike[frozenset(names)].append(obj)
-        self._refuse_held(pk for pk, old, _ in moved if old == self.model.machine.active)
+        self._refuse_held(obj.pk for obj, old in moved if old == self.model.machine.active)
         return moved, alike
 
     def _locked(self, pks: list[Any]) -> dict[Any, tuple[str, int]]:
@@ -231,13 +250,6 @@ class GuardedQuerySet(models.QuerySet[Any]):
     def _plain(self) -> models.QuerySet[Any]:
         """Django's own QuerySet over all rows: for statements that were checked already."""
         return models.QuerySet(model=self.model, using=self.db)
-
-    def _announce(self, moved: Iterable[tuple[Any, str, str]]) -> None:
-        new_states = set()
-        for pk, old, new in moved:
-            log_move(self.model.label(), pk, old, new)
-            new_states.add(new)
-        self.model.after_moves(self.db, new_states)
 
 
 def batched(items: Sequence[Any], size: int = BATCH) -> Iterator[Sequence[Any]]:
@@ -286,6 +298,19 @@ class GuardedModel(models.Model):
     def label(cls) -> str:
         """What a row is called in the log."""
         return str(cls._meta.verbose_name).capitalize()
+
+    @classmethod
+    def line_of(
+        cls, pk: Any, old: str, new: str, reason: str, actor: str, attempt: int | None = None
+    ) -> MoveLine:
+        """What the log says of a move of one of these rows."""
+        return MoveLine(cls.label(), cls.entity_type, pk, old, new, reason, actor, attempt)
+
+    def _log_move(self, old: str) -> None:
+        """Of the move that was just written."""
+        info, attempt = self.transition_info, self.__dict__.get(self.attempt_field or "") or None
+        told = (str(info.get("reason", "")), str(info.get("actor", "")), attempt)
+        move_lines.log_move(self.line_of(self.pk, old, self._state_now(), *told))
 
     @classmethod
     def stamps(cls, old: str, new: str, now: datetime) -> dict[str, Any]:
@@ -431,7 +456,7 @@ class GuardedModel(models.Model):
                 self.after_moves(using, {new})
         self._remember(names | {"updated_at"})
         if new != old:
-            log_move(self.label(), self.pk, old, new)
+            self._log_move(old)
 
     def _prepare_birth(self, now: datetime) -> None:
         """A row begins at version 1 with the timestamps that its state implies."""

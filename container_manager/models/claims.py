@@ -22,9 +22,9 @@ from django.db import connections, transaction
 
 from container_manager import ids
 from container_manager.faults import reached
-from container_manager.models.base import log_move
 from container_manager.models.lanes import LANES, NEVER_TAKEN, sqlite_lanes
 from container_manager.models.leases import JOB_COLUMNS, Claimant, Lease, lease_from
+from container_manager.models.move_lines import JOB, MoveLine, log_move
 from container_manager.models.queue import Queue
 from container_manager.models.sql import clock
 from container_manager.states import Phase
@@ -38,7 +38,13 @@ def claim(using: str, claimant: Claimant, limit: int) -> list[Lease]:
     leases = take(using, claimant, limit)
     reached("C3")
     for lease in leases:
-        log_move("Job", lease.job_id, "queued", "running")
+        log_move(
+            MoveLine(
+                *("Job", JOB, lease.job_id, "queued", "running"),
+                actor=claimant.actor,
+                attempt=lease.attempt,
+            )
+        )
     return leases
 
 

@@ -18,6 +18,7 @@ from django.db import connections
 from container_manager import ids
 from container_manager.models.job import wake_managers
 from container_manager.models.leases import Claimant
+from container_manager.models.move_lines import JOB, MoveLine, log_move
 from container_manager.models.sql import (
     clock,
     given_rows,
@@ -25,7 +26,7 @@ from container_manager.models.sql import (
     milliseconds_since,
     seconds_later,
 )
-from container_manager.states import SETTLED, Reason
+from container_manager.states import SETTLED, JobStatus, Reason
 
 FENCE = (
     "a.job_id = g.job_id AND a.attempt = g.attempt AND a.lease_epoch = g.epoch"
@@ -306,6 +307,7 @@ def end_jobs(using: str, claimant: Claimant, endings: Iterable[Ending]) -> dict[
         claimant,
         endings,
         columns,
+        old=JobStatus.RUNNING,
         moving="j.status = 'running'",
         sets=f"""status = {_NEW_STATUS}, reason = {_AS_ASKED} ELSE g.reason END,
           error = g.error, output = g.output, exit_code = g.exit_code,
@@ -331,6 +333,7 @@ def retry_jobs(using: str, claimant: Claimant, endings: Iterable[Ending]) -> dic
         claimant,
         endings,
         columns,
+        old=JobStatus.FAILED,
         moving="j.status = 'failed' AND j.kill_requested_at IS NULL"
         " AND j.cancel_requested_at IS NULL",
         sets="""status = 'retrying', scheduled_for = {later},
@@ -347,6 +350,7 @@ def _move(
     endings: Iterable[Ending],
     columns: dict[str, str],
     *,
+    old: JobStatus,
     moving: str,
     sets: str,
     told: Mapping[str, str] = {},
@@ -371,11 +375,16 @@ def _move(
           transition_info = {_what_the_history_tells(connection, told)}
         FROM {rows} WHERE j.id = g.job_id AND ({moving}) IS TRUE""",
         [str(claimant.worker_id), given],
-        returning=("j.id", "j.status", "j.managed_by"),
+        returning=("j.id", "j.status", "j.managed_by", "j.reason"),
     )
-    if any(status in SETTLED and manager for _, status, manager in moved):
+    if any(status in SETTLED and manager for _, status, manager, _ in moved):
         wake_managers(using)
-    return {_uuid(job_id): status for job_id, status, _ in moved}
+    by_job = {row["job_id"]: row for row in values}
+    for job_id, status, _, reason in moved:
+        row = by_job[_uuid(job_id)]
+        ends = (_uuid(job_id), old, status, reason, row["actor"], row["attempt"])
+        log_move(MoveLine("Job", JOB, *ends))
+    return {_uuid(job_id): status for job_id, status, *_ in moved}
 
 
 def _what_the_history_tells(connection: Any, told: Mapping[str, str]) -> str:

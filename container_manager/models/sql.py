@@ -50,6 +50,15 @@ def milliseconds_since(connection: Any, column: str) -> str:
     return f"MAX(0, CAST(ROUND(({days}) * 86400000.0) AS INTEGER))"
 
 
+def milliseconds_between(connection: Any, start: str, end: str) -> str:
+    """Whole milliseconds from one moment to another, never below 0; NULL where one is unknown."""
+    if connection.vendor == "postgresql":
+        passed = f"ROUND(EXTRACT(EPOCH FROM ({end} - {start})) * 1000)::bigint"
+        return f"CASE WHEN {end} < {start} THEN 0 ELSE {passed} END"
+    days = f"julianday({end}) - julianday({start})"
+    return f"MAX(0, CAST(ROUND(({days}) * 86400000.0) AS INTEGER))"
+
+
 def json_object(connection: Any, pairs: Mapping[str, str]) -> str:
     """A JSON object with the given SQL expressions as values."""
     function = "jsonb_build_object" if connection.vendor == "postgresql" else "json_object"

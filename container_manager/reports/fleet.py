@@ -9,7 +9,7 @@ from typing import Any
 from django.db.models import Count
 
 from container_manager.conf import settings
-from container_manager.models import JobAttempt, Worker
+from container_manager.models import JobAttempt, Process, Worker
 from container_manager.models.base import database_now
 from container_manager.models.offers import offers_of
 
@@ -45,6 +45,25 @@ def seen_workers(**among: Any) -> list[Seen]:
         Seen(row, max(0.0, (now - row.last_beat_at).total_seconds()), held.get(row.pk, 0))
         for row in rows
     ]
+
+
+@dataclass(frozen=True)
+class SeenProcess:
+    """A scheduler or a relay: its row, and how long ago it beat."""
+
+    row: Process
+    seconds_since_beat: float
+
+    @property
+    def alive(self) -> bool:
+        return bool(self.seconds_since_beat <= settings.LEASE_SECONDS)
+
+
+def seen_processes() -> list[SeenProcess]:
+    """The schedulers and relays that have a row, newest first."""
+    rows = list(Process.objects.all())
+    now = database_now("default")
+    return [SeenProcess(row, max(0.0, (now - row.last_beat_at).total_seconds())) for row in rows]
 
 
 def lanes_served(worker: Seen, workers: Sequence[Seen]) -> set[tuple[str, str]]:

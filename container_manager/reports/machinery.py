@@ -1,4 +1,4 @@
-"""Queues, executors and workers as they stand: each list in a fixed number of queries."""
+"""Queues, executors, workers and other processes: each list in a fixed number of queries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from container_manager.models.base import database_now
 from container_manager.models.job_counts import counts_by_queue
 from container_manager.models.lanes import oldest_by_queue
 from container_manager.models.offers import STRENGTH
-from container_manager.reports.fleet import Seen, seen_workers
+from container_manager.reports.fleet import Seen, seen_processes, seen_workers
 from container_manager.states import JobStatus
 
 USING = "default"
@@ -192,3 +192,34 @@ def _worker(seen: Seen) -> WorkerReport:
         version=row.version,
         started_at=row.started_at,
     )
+
+
+@dataclass(frozen=True)
+class ProcessReport:
+    """One scheduler or relay and its last sign of life."""
+
+    kind: str
+    name: str
+    hostname: str
+    pid: int
+    alive: bool
+    seconds_since_beat: float
+    version: str
+    started_at: datetime
+
+
+def processes() -> list[ProcessReport]:
+    """All schedulers and relays that have a row, newest first."""
+    return [
+        ProcessReport(
+            kind=seen.row.kind,
+            name=seen.row.name,
+            hostname=seen.row.hostname,
+            pid=seen.row.pid,
+            alive=seen.alive,
+            seconds_since_beat=round(seen.seconds_since_beat, 1),
+            version=seen.row.version,
+            started_at=seen.row.started_at,
+        )
+        for seen in seen_processes()
+    ]

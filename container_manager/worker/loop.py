@@ -115,6 +115,11 @@ class WorkerLoop:
 
     # From outside
 
+    @property
+    def name(self) -> str:
+        """What history and lists call this worker."""
+        return self._worker.name
+
     def drain(self) -> None:
         """Claim nothing more, leave what can go on without this worker, end in order.
 

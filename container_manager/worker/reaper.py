@@ -23,7 +23,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from container_manager import lifecycle
+from container_manager import journal, lifecycle
 from container_manager.engines import Engine, Engines, Listing
 from container_manager.models import JobAttempt
 from container_manager.models.attempt import BARRED_FOR, JobAttemptQuerySet
@@ -73,7 +73,8 @@ class Reaper:
     def _remove(self, listing: Listing, names: Iterable[str]) -> None:
         for attempt in self._over().named([*names]):
             if attempt.name in listing.names:
-                logger.info("%s: is over and still there; it is removed", attempt.name)
+                told = journal.told(job=attempt.job_id, attempt=attempt.attempt)
+                logger.info("%s: is over and still there; it is removed", attempt.name, extra=told)
                 key = _key(attempt) if _speaks_of(listing, attempt) else None
                 removal = partial(listing.engine.remove, attempt.name, self._instance)
                 self._sweeper.do(attempt.name, key, partial(listing.engine.call, removal))

@@ -21,7 +21,7 @@ from django.db import DataError, IntegrityError
 from django.db.models import Q, Sum
 from django.db.models.functions import Length
 
-from container_manager import lifecycle
+from container_manager import journal, lifecycle
 from container_manager.faults import reached
 from container_manager.models import JobAttempt, JobLog
 from container_manager.models.leases import Claimant, Lease
@@ -114,7 +114,8 @@ class Recorder:
             return lifecycle.progress(self._claimant, steps)
         except (DataError, IntegrityError):
             if len(steps) == 1:
-                logger.exception("Job %s: its step was refused", steps[0].job_id)
+                with journal.about(job=steps[0].job_id, attempt=steps[0].attempt):
+                    logger.exception("Job %s: its step was refused", steps[0].job_id)
                 return set()
         return {job_id for step in steps for job_id in self._report([step])}
 
@@ -175,7 +176,8 @@ class Recorder:
             return lifecycle.finish(self._claimant, endings)
         except (DataError, IntegrityError):
             if len(endings) == 1:
-                logger.exception("Job %s: its end was refused", endings[0].job_id)
+                with journal.about(job=endings[0].job_id, attempt=endings[0].attempt):
+                    logger.exception("Job %s: its end was refused", endings[0].job_id)
                 lifecycle.release(self._claimant, endings)
                 return set()
         return {job_id for ending in endings for job_id in self._finish([ending])}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection
 from uuid import UUID
 
-from container_manager import lifecycle
+from container_manager import journal, lifecycle
 from container_manager.engines import Engines
 from container_manager.faults import reached
 from container_manager.models import JobAttempt, Worker
@@ -114,4 +114,5 @@ def _tell(adopted: Collection[Lease], found: Collection[JobAttempt]) -> None:
     for lease in adopted:
         former = before[lease.job_id]
         fate = "is gone" if former.worker_id else "let it go"
-        logger.warning("Job %s: adopted, worker %s %s", lease.job_id, former.worker_name, fate)
+        with journal.about(job=lease.job_id, attempt=lease.attempt):
+            logger.warning("Job %s: adopted, worker %s %s", lease.job_id, former.worker_name, fate)

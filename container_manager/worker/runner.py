@@ -8,10 +8,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeVar
 
-from container_manager import lifecycle
+from container_manager import journal, lifecycle
 from container_manager.engines import Engine
 from container_manager.executors.base import (
     Barred,
@@ -148,6 +149,10 @@ class Run:
             self._cancelled.set()  # last: who sees it looks for what was asked
 
     def _stop(self, kind: StopKind) -> None:
+        with _about(self.lease):
+            self._stop_it(kind)
+
+    def _stop_it(self, kind: StopKind) -> None:
         self._started.wait()
         if self.execution is None or self.is_lost:
             return
@@ -183,6 +188,10 @@ class Run:
     # The run, step by step
 
     def run(self) -> None:
+        with _about(self.lease):
+            self._run()
+
+    def _run(self) -> None:
         try:
             self._end(*self._from_start_to_end())
         except LeaseLost:
@@ -413,6 +422,11 @@ class Run:
         return Phase.STOPPING if self.asked else Phase.STARTED
 
 
+def _about(lease: Lease) -> AbstractContextManager[None]:
+    """What is logged inside is about this attempt."""
+    return journal.about(job=lease.job_id, attempt=lease.attempt)
+
+
 def _was_not_asked(error: EngineUnavailable) -> bool:
     return isinstance(error, EngineAway)
 
@@ -430,8 +444,9 @@ def run_inline(
     """Run attempts that live inside the worker, one after the other."""
     never = threading.Event()
     for lease in leases:
-        outcome = _run_here(lease, executor, instance, never)
-        recorder.end(lifecycle.ending(lease, outcome, None, cleaned_up=True))
+        with _about(lease):
+            outcome = _run_here(lease, executor, instance, never)
+            recorder.end(lifecycle.ending(lease, outcome, None, cleaned_up=True))
 
 
 def _run_here(lease: Lease, executor: Executor, instance: str, never: threading.Event) -> Outcome:

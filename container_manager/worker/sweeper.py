@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from container_manager import lifecycle
+from container_manager import journal, lifecycle
 from container_manager.engines import Engine
 from container_manager.executors.base import Execution, ExecutorError
 from container_manager.faults import reached
@@ -74,14 +74,15 @@ class Sweeper:
     def _run(self) -> None:
         while True:
             name, key, remove = self._waiting.get()
+            told = journal.told(job=key["job_id"], attempt=key["attempt"]) if key else {}
             try:
                 remove()
                 if key is not None:
                     self._removed.put(key)
             except ExecutorError as error:
-                logger.warning("%s: not removed yet: %s", name, error)
+                logger.warning("%s: not removed yet: %s", name, error, extra=told)
             except Exception:
-                logger.exception("%s: not removed yet", name)
+                logger.exception("%s: not removed yet", name, extra=told)
             finally:
                 with self._lock:
                     self._under_way.discard(name)

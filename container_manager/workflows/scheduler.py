@@ -19,9 +19,10 @@ from container_manager import conf, schema
 from container_manager.duties import Duty, Turns
 from container_manager.faults import reached
 from container_manager.listener import Listener
-from container_manager.models import Dag, DagRun
+from container_manager.models import Dag, DagRun, ProcessKind
 from container_manager.models.base import database_now
 from container_manager.models.job import MANAGERS_CHANNEL
+from container_manager.signs import SignOfLife
 from container_manager.states import RUN_ACTIVE, WorkflowState
 from container_manager.workflows import dags, runs
 
@@ -49,8 +50,9 @@ THOROUGH_SECONDS = 15.0
 class Scheduler:
     """One scheduler from its start to its orderly end."""
 
-    def __init__(self, *, until_idle: bool = False) -> None:
+    def __init__(self, *, until_idle: bool = False, name: str = "") -> None:
         self._until_idle = until_idle
+        self._sign = SignOfLife(ProcessKind.SCHEDULER, name)
         self._woken = threading.Event()
         self._stopping = False
         self._idle = False
@@ -64,6 +66,7 @@ class Scheduler:
         self._listener = Listener(MANAGERS_CHANNEL, self._woken.set)
         self._turns = Turns("Scheduler")
         self._duties = [
+            Duty("giving a sign of life", self._sign),
             Duty("making runs that are due", self._fire, IDLE_SECONDS),
             Duty("starting runs", self._start),
             Duty("advancing runs", self._advance),
@@ -73,6 +76,11 @@ class Scheduler:
         ]
         busy = BUSY_SECONDS_ON_SQLITE if connection.vendor == "sqlite" else BUSY_SECONDS
         self._busy_seconds = min(busy, conf.settings.POLL_SECONDS)
+
+    @property
+    def name(self) -> str:
+        """What the lists of processes call it."""
+        return self._sign.name
 
     def stop(self) -> None:
         """End after what is being done; only a flag, so that a signal handler may say it."""
@@ -87,6 +95,7 @@ class Scheduler:
             self._turns.take(self._duties)
             self._wait()
         self._listener.stop()
+        self._turns.insist("taking back the sign of life", self._sign.end)
         connection.close()
         logger.info("Scheduler: ended")
         return 1 if self._outdated else 0
@@ -134,6 +143,7 @@ class Scheduler:
         if self._not_before.get(pk, 0.0) > time.monotonic():
             return None
         self._not_before.pop(pk, None)
+        self._sign()
         try:
             return act(pk, **options)
         except (OperationalError, InterfaceError):

@@ -16,7 +16,7 @@ from container_manager.reports import activity
 from container_manager.states import JobStatus, Reason
 from tests.admin.conftest import HOSTILE, url
 from tests.factories import JobFactory
-from tests.support.fleet import worker_row
+from tests.support.fleet import process_row, worker_row
 
 Job = Callable[..., ContainerJob]
 QUEUES = "/admin/container_manager/queue/"
@@ -89,6 +89,18 @@ def test_workers_are_shown_with_their_last_sign_of_life(operator: Client) -> Non
         states = [page.index(word) for word in (">alive<", ">silent<", ">draining<")]
         assert all(states)
         assert "1 h 00 min ago" in page
+
+
+def test_schedulers_are_shown_beside_them(operator: Client) -> None:
+    assert "manage.py run_scheduler" in operator.get(WORKERS).content.decode()
+    process_row("scheduler", f"lost {HOSTILE}", beat_ago=3600)
+    process_row("relay", "lively")
+    for address in (WORKERS, url("live", model="worker")):
+        page = operator.get(address).content.decode()
+        assert page.index(">scheduler<") < page.index(">silent<")
+        assert ">relay<" in page
+        assert "1 h 00 min ago" in page
+        assert HOSTILE not in page
 
 
 def test_executors_are_shown(operator: Client) -> None:

@@ -7,11 +7,14 @@ import socket
 
 import pytest
 import requests
+from django.db import connection
+from django.db.migrations.recorder import MigrationRecorder
 
-from container_manager import __version__
+from container_manager import __version__, db_guard, schema
+from container_manager.models.base import guarded_tables
 from tests import services
 from tests.support.api import problem
-from tests.support.fleet import worker_row
+from tests.support.fleet import process_row, worker_row
 from tests.support.web import some_site, workers
 
 __all__ = ["workers"]
@@ -35,6 +38,8 @@ def test_everybody_may_ask(client, address):
         "redis": False,
         "executors": {"configured": 2, "available": 0},
         "workers": {"total": 0, "alive": 0},
+        "schedulers": {"total": 0, "alive": 0},
+        "relays": {"total": 0, "alive": 0},
     }
 
 
@@ -50,15 +55,77 @@ def test_executors_and_workers_are_numbers(client):
     assert told["executors"] == {"configured": 2, "available": 1}
 
 
+def test_schedulers_and_relays_are_numbers_too(client):
+    process_row("scheduler")
+    process_row("scheduler", "dead", beat_ago=500)
+    process_row("relay", beat_ago=500)
+    told = client.get("/health").json()
+    assert told["schedulers"] == {"total": 2, "alive": 1}
+    assert told["relays"] == {"total": 1, "alive": 0}
+
+
 def test_other_methods_and_parameters_are_refused(client):
     problem(client.post("/health"), 405, "method_not_allowed")
     problem(client.get("/health", {"verbose": 1}), 400, "invalid")
 
 
-def test_a_probe_that_speaks_no_https_is_not_sent_elsewhere(client, settings):
+@pytest.mark.parametrize("below", ["", "/live", "/ready", "/live/", "/ready/"])
+def test_a_probe_that_speaks_no_https_is_not_sent_elsewhere(client, settings, below):
     settings.SECURE_SSL_REDIRECT = True
-    assert client.get("/health").status_code == 200
+    assert client.get(f"/health{below}").status_code == 200
     assert client.get("/api/v1/stats/").status_code == 301
+
+
+# Alive, ready
+
+
+def test_a_process_that_answers_is_alive_and_asks_nobody(client, django_assert_num_queries):
+    with django_assert_num_queries(0):
+        answer = client.get("/health/live")
+    expected = {"status": "alive", "version": __version__, "service": "container-manager"}
+    assert (answer.status_code, answer.json()) == (200, expected)
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_with_a_database_that_is_migrated_and_guarded_it_is_ready(client):
+    answer = client.get("/health/ready")
+    expected = {"status": "ready", "database": True, "migrations": True, "guard": True}
+    assert (answer.status_code, answer.json()) == (200, expected)
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_while_a_migration_is_missing_it_is_not_ready(client):
+    newest = max(schema.applied("default"))
+    rows = MigrationRecorder(connection).migration_qs.filter(app=schema.APP)
+    rows.filter(name=newest).update(name="0000_of_old")
+    answer = client.get("/health/ready")
+    rows.filter(name="0000_of_old").update(name=newest)
+    assert answer.status_code == 503
+    told = answer.json()
+    assert (told["status"], told["database"], told["migrations"]) == ("not_ready", True, False)
+
+
+def test_a_newer_database_is_served_until_the_new_code_takes_over(client):
+    rows = MigrationRecorder(connection).migration_qs
+    newer = rows.create(app=schema.APP, name="9999_of_the_next_release")
+    answer = client.get("/health/ready")
+    newer.delete()
+    assert answer.status_code == 200
+
+
+def test_while_the_guard_is_lifted_it_is_not_ready(client):
+    db_guard.uninstall(connection)
+    try:
+        answer = client.get("/health/ready")
+    finally:
+        db_guard.install(connection, guarded_tables())
+    assert (answer.status_code, answer.json()["guard"]) == (503, False)
+    assert client.get("/health/ready").status_code == 200
+
+
+def test_what_is_no_migration_or_guard_is_no_reason_to_be_asked_less(client):
+    worker_row("dead", beat_ago=500)
+    assert client.get("/health/ready").json()["status"] == "ready"
 
 
 # Redis
@@ -95,6 +162,9 @@ def without(workers, tmp_path, url):
     environment = {"DATABASE_URL": url, "DATABASE_POOL": "on"}
     with some_site(tmp_path, workers, **environment) as site:
         answer = requests.get(f"{site.url}/health", timeout=SOON)
+        assert requests.get(f"{site.url}/health/live", timeout=SOON).status_code == 200
+        ready = requests.get(f"{site.url}/health/ready", timeout=SOON)
+        assert (ready.status_code, ready.json()["database"]) == (503, False)
         return answer.status_code, answer.json(), answer.text + json.dumps(dict(answer.headers))
 
 

@@ -20,6 +20,7 @@ from container_manager import db_guard
 from container_manager.consistency import CODES, NOTE, liveness
 from container_manager.models import (
     ContainerJob,
+    Dag,
     DagRun,
     IdempotencyKey,
     JobAttempt,
@@ -43,8 +44,9 @@ from tests.consistency.planting import (
     put,
     told,
 )
-from tests.factories import RunFactory, TaskFactory
+from tests.factories import DagFactory, RunFactory, TaskFactory
 from tests.support.fake_executor import FakeExecutor, World
+from tests.support.fleet import process_row
 
 pytestmark = pytest.mark.django_db
 
@@ -381,6 +383,16 @@ def _(_: World) -> None:
     lived("running").attempts.update(engine_id="another")
 
 
+@plants("slot_overdue")
+def _(_: World) -> None:
+    DagFactory(schedule="@hourly", next_slot_at=timezone.now() - LONG_AGO)
+
+
+@plants("process_silent")
+def _(_: World) -> None:
+    process_row("scheduler", beat_ago=500)
+
+
 # The tests ----------------------------------------------------------------------------------------
 
 MAY_ALSO = {"history_count": {"history_gap"}, "history_begin": {"history_count"}}
@@ -467,6 +479,25 @@ def test_nobody_is_late_who_just_took_it_over_or_cannot_reach_it(code: str, engi
     assert told() == []
     attempts.update(unreachable_since=None)
     assert [each["code"] for each in told()] == [code]
+
+
+def test_a_slot_that_came_just_now_or_of_a_paused_dag_is_not_overdue() -> None:
+    DagFactory(schedule="@hourly", next_slot_at=timezone.now() - timedelta(seconds=30))
+    DagFactory(schedule="@hourly", next_slot_at=timezone.now() - LONG_AGO, is_paused=True)
+    DagFactory(schedule="@hourly", next_slot_at=timezone.now() + LONG_AGO)
+    assert told() == []
+
+
+def test_whether_a_scheduler_lives_is_told_with_a_slot_that_is_overdue(engine: World) -> None:
+    PLANTS["slot_overdue"](engine)
+    assert "no scheduler gives a sign of life" in told()[0]["text"]
+    process_row("relay")
+    assert "no scheduler gives a sign of life" in told()[0]["text"]
+    process_row("scheduler")
+    assert "though a scheduler lives" in told()[0]["text"]
+    RunFactory(dag=Dag.objects.get())
+    (late,) = told()
+    assert (late["level"], late["code"]) == (NOTE, "slot_overdue")
 
 
 def test_only_the_named_jobs_are_asked_about(engine: World) -> None:

@@ -20,7 +20,10 @@ pytestmark = pytest.mark.django_db
 
 REPAIRED = Repair(Engines(["process"]), "").codes
 UNKNOWN = "execution_unknown"
-NOTES = {"running_alone", "attempt_orphaned", "engine_not_looked_at", "execution_of_abandoned"}
+NOTES = {
+    *("running_alone", "attempt_orphaned", "engine_not_looked_at", "execution_of_abandoned"),
+    "process_silent",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from typing import Any
 from django.utils import timezone
 
 from container_manager import lifecycle
-from container_manager.models import Worker
+from container_manager.models import Process, Worker
 from container_manager.models.leases import Claimant, Lease
 from container_manager.models.offers import offers_of
 
@@ -50,3 +50,15 @@ def claimant_of(row: Worker) -> Claimant:
 def claim(row: Worker, limit: int | None = None) -> list[Lease]:
     """What this worker takes now."""
     return lifecycle.claim(claimant_of(row), row.concurrency if limit is None else limit)
+
+
+def process_row(kind: str, name: str = "", *, beat_ago: float = 0.0, **fields: Any) -> Process:
+    """A scheduler or a relay that beat so many seconds ago."""
+    given: dict[str, Any] = {
+        "name": name or f"{kind}-1",
+        "hostname": "here",
+        "pid": 1,
+        "version": "1",
+        "last_beat_at": timezone.now() - timedelta(seconds=beat_ago),
+    }
+    return Process.objects.create(kind=kind, **{**given, **fields})

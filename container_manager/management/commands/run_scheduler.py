@@ -7,6 +7,7 @@ import sys
 from argparse import SUPPRESS, ArgumentParser
 from typing import Any
 
+from container_manager import journal
 from container_manager.management.base import JobCommand
 from container_manager.management.children import obey_parent
 from container_manager.management.processes import (
@@ -29,11 +30,13 @@ class Command(JobCommand):
         parser.add_argument(
             "--until-idle", action="store_true", help="end when no run is left to advance"
         )
+        parser.add_argument("--name", default="", help="name in lists and logs (host-pid)")
         parser.add_argument("--supervised", action="store_true", help=SUPPRESS)
 
     def handle(self, **options: Any) -> None:
         refuse_unfit_database()
-        scheduler = Scheduler(until_idle=options["until_idle"])
+        scheduler = Scheduler(until_idle=options["until_idle"], name=options["name"])
+        journal.of_process(scheduler=scheduler.name)
         stop_on_signals(scheduler.stop)
         keep_no_statements()
         if options["supervised"]:

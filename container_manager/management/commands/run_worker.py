@@ -7,7 +7,7 @@ import sys
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError
 from typing import Any
 
-from container_manager import conf
+from container_manager import conf, journal
 from container_manager.management.base import JobCommand, wrong_usage
 from container_manager.management.children import obey_parent
 from container_manager.management.processes import (
@@ -63,6 +63,7 @@ class Command(JobCommand):
             until_idle=options["until_idle"],
             name=options["name"],
         )
+        journal.of_process(worker=loop.name)
         stop_on_signals(loop.drain)
         keep_no_statements()
         if options["supervised"]:
