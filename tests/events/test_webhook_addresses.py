@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from container_manager.events.addresses import Reach, Refused, is_public, read_url
 
@@ -219,3 +221,40 @@ def test_a_host_that_is_known_to_be_inside_needs_no_question(url: str) -> None:
 
 def test_a_name_is_judged_when_it_is_dialled() -> None:
     Reach().check(read_url("https://localhost.example.org/"))
+
+
+@given(
+    scheme=st.sampled_from(["http://", "https://", "HTTP:", "ftp://", "//", ""]),
+    host=st.one_of(st.text(max_size=30), st.ip_addresses().map(str), st.from_regex(r"[0-9a-fx.]+")),
+    rest=st.text(max_size=20),
+)
+@example("http://", "127.0.0.1%00.example.org", "/")
+def test_no_text_breaks_the_reader(scheme: str, host: str, rest: str) -> None:
+    try:
+        target = read_url(f"{scheme}{host}{rest}")
+    except Refused:
+        return
+    assert target.scheme in ("http", "https")
+    assert target.host.isascii()
+    assert target.port in (80, 443) or target.port >= 1024
+    assert read_url(target.origin).host == target.host
+    assert not any(letter in target.path for letter in " \r\n\t\x00#")
+
+
+@given(st.ip_addresses(v=4))
+def test_wrapping_an_address_changes_nothing(address: IPv4Address) -> None:
+    number = int(address)
+    for wrapped in (IPv6Address(0xFFFF << 32 | number), IPv6Address((0x64FF9B << 96) | number)):
+        assert Reach().includes(wrapped) == Reach().includes(address)
+    for hidden in (IPv6Address(number), IPv6Address((0x2002 << 112) | number << 80)):
+        assert not Reach().includes(hidden)
+
+
+@given(st.ip_addresses())
+def test_what_is_public_is_so_for_the_standard_library_too(
+    address: IPv4Address | IPv6Address,
+) -> None:
+    others = ("private", "loopback", "link_local", "multicast", "reserved", "unspecified")
+    if is_public(address):
+        assert address.is_global
+        assert not any(getattr(address, f"is_{word}") for word in others)
