@@ -62,10 +62,13 @@ class Target:
     """With the query, as it goes into the request."""
 
     @property
+    def place(self) -> str:
+        """Host and port."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
     def origin(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        port = "" if self.port == PORTS[self.scheme] else f":{self.port}"
-        return f"{self.scheme}://{host}{port}"
+        return f"{self.scheme}://{self.place.removesuffix(f':{PORTS[self.scheme]}')}"
 
     @property
     def address(self) -> Address | None:

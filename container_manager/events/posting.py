@@ -161,10 +161,17 @@ class Poster:
     """
 
     def __init__(
-        self, target: Target, reach: Reach, *, timeout: float, tls: ssl.SSLContext | None
+        self,
+        target: Target,
+        reach: Reach,
+        *,
+        timeout: float,
+        tls: ssl.SSLContext,
+        proxy: Target | None = None,
     ) -> None:
         self._target, self._reach, self._timeout = target, reach, timeout
         self._tls = tls if target.scheme == "https" else None
+        self._proxy = proxy
         self._lookup = Lookup()
         self._connection: _Connection | None = None
 
@@ -219,10 +226,7 @@ class Poster:
     def _dial(self, allowance: Allowance) -> _Socket | _TlsSocket:
         """A socket that is connected to a checked address."""
         try:
-            addresses = self._lookup(self._target, allowance.seconds())
-            self._reach.check_all(ip_address(sockaddr[0]) for _family, sockaddr in addresses)
-            sock = _connect(addresses, allowance)
-            return self._secured(sock, allowance)
+            return self._secured(self._plain(allowance), allowance)
         except Refused as error:
             raise Unreached(f"{self._target.origin} {error}") from error
         except ssl.SSLCertVerificationError as error:
@@ -230,6 +234,14 @@ class Poster:
             raise Unreached(f"{self._target.origin}: {told}") from error
         except OSError as error:
             raise Unreached(f"{self._target.origin} cannot be reached: {_told(error)}") from error
+
+    def _plain(self, allowance: Allowance) -> _Socket:
+        if self._proxy is not None:  # which looks the name up, and judges what it finds
+            sock = _connect(self._lookup(self._proxy, allowance.seconds()), allowance)
+            return _tunnelled(sock, self._target)
+        addresses = self._lookup(self._target, allowance.seconds())
+        self._reach.check_all(ip_address(sockaddr[0]) for _family, sockaddr in addresses)
+        return _connect(addresses, allowance)
 
     def _secured(self, sock: _Socket, allowance: Allowance) -> _Socket | _TlsSocket:
         if self._tls is None:
@@ -293,6 +305,30 @@ def _connect(addresses: list[tuple[int, Any]], allowance: Allowance) -> _Socket:
         else:
             return sock
     raise failure
+
+
+def _tunnelled(sock: _Socket, target: Target) -> _Socket:
+    """The same socket, once the proxy at its other end leads to the target. Raises OSError."""
+    try:
+        sock.sendall(f"CONNECT {target.place} HTTP/1.1\r\nHost: {target.place}\r\n\r\n".encode())
+        status = _head(sock).split(b" ", 2)[1:2]
+        if status != [b"200"]:
+            told = status[0][:3].decode(errors="replace") if status else "not in HTTP"
+            raise OSError(f"the proxy answered {told}")
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _head(sock: _Socket) -> bytes:
+    """Byte by byte, because what comes behind it is the target's."""
+    head, byte = b"", bytearray(1)
+    while not head.endswith(b"\r\n\r\n"):
+        if not sock.recv_into(byte):
+            raise OSError("the proxy closed the connection")
+        head += byte
+    return head
 
 
 class _Dropped(Exception):

@@ -101,7 +101,8 @@ class WebhookPublisher(Publisher):
 
     `timeout`: seconds for one whole exchange. `allowed_networks`: networks of your own that may be
     reached beside the internet. `ca_file`: the only authorities that are trusted with a
-    certificate. `entity_types`, `states`: send only events of these, and into these; empty: all.
+    certificate. `proxy`: everything goes through this one, which then judges the addresses.
+    `entity_types`, `states`: send only events of these, and into these; empty: all.
     """
 
     def __init__(
@@ -112,14 +113,15 @@ class WebhookPublisher(Publisher):
         timeout: float = 10.0,
         allowed_networks: str | Iterable[str] = (),
         ca_file: str | None = None,
+        proxy: str | None = None,
         entity_types: Iterable[str] = (),
         states: Iterable[str] = (),
         max_tries: int = 10,
     ) -> None:
         options = {
-            **{"url": url, "secret": secret, "timeout": timeout, "ca_file": ca_file},
-            **{"allowed_networks": allowed_networks, "max_tries": max_tries},
-            **{"entity_types": entity_types, "states": states},
+            **{"url": url, "secret": secret, "timeout": timeout, "proxy": proxy},
+            **{"allowed_networks": allowed_networks, "ca_file": ca_file},
+            **{"entity_types": entity_types, "states": states, "max_tries": max_tries},
         }
         if problems := self.problems(options):
             raise ValueError("; ".join(problems))
@@ -128,7 +130,13 @@ class WebhookPublisher(Publisher):
         self._origin = target.origin
         self._signer = Signer(secret)
         self._entity_types, self._states = frozenset(entity_types), frozenset(states)
-        self._poster = Poster(target, reach, timeout=timeout, tls=client_tls(ca_file))
+        self._poster = Poster(
+            target,
+            reach,
+            timeout=timeout,
+            tls=client_tls(ca_file),
+            proxy=None if proxy is None else read_url(proxy),
+        )
         self._doubt = _Doubt()
 
     def __repr__(self) -> str:
@@ -255,6 +263,11 @@ def _check_ca_file(value: Any) -> None:
         raise ValueError(f"{value!r} holds no certificates: {error.strerror}") from error
 
 
+def _check_proxy(value: Any) -> None:
+    if value is not None and read_url(value).scheme != "http":
+        raise ValueError("must begin with http://")
+
+
 def _check_tries(value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError("must be a whole number, 1 or more")
@@ -277,6 +290,7 @@ _OPTIONS: dict[str, Callable[[Any], object]] = {
     "timeout": _check_timeout,
     "allowed_networks": Reach.read,
     "ca_file": _check_ca_file,
+    "proxy": _check_proxy,
     "entity_types": _words_of(ENTITY_TYPES),
     "states": _words_of(STATES),
     "max_tries": _check_tries,

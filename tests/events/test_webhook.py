@@ -23,6 +23,7 @@ from tests.events.test_webhook_signatures import by_hand
 from tests.support.receiver import (
     AUTHORITY,
     Names,
+    Proxy,
     Receiver,
     cut,
     drip,
@@ -626,6 +627,57 @@ def test_a_name_server_that_does_not_answer_is_not_waited_for(
     answered.set()
 
 
+# Through a proxy ----------------------------------------------------------------------------------
+
+
+def test_a_proxy_is_asked_for_the_name_and_sees_nothing_of_the_event(
+    publisher: Make, names: Any
+) -> None:
+    server = names()
+    with Receiver("receiver") as receiver:
+        proxy = Proxy(receiver.port)
+        sender = publisher("https://receiver.example/x", ca_file=AUTHORITY, proxy=proxy.url)
+        sender.publish(events(1, 2))
+        proxy.close()
+    assert receiver.ids() == ids(1, 2)
+    assert receiver.requests[0].headers["host"] == "receiver.example"
+    assert proxy.asked == ["CONNECT receiver.example:443 HTTP/1.1"]
+    assert "receiver.example" not in server.asked
+
+
+def test_plain_http_goes_through_a_proxy_too(receiver: Receiver, publisher: Make) -> None:
+    proxy = Proxy(receiver.port)
+    publisher("http://receiver.example/x", proxy=proxy.url).publish(events(1))
+    proxy.close()
+    assert receiver.requests[0].path == "/x"
+    assert proxy.asked == ["CONNECT receiver.example:80 HTTP/1.1"]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (b"HTTP/1.1 403 Forbidden\r\n\r\n", "the proxy answered 403"),
+        (b"HTTP/1.1 407 Who?\r\n\r\n", "the proxy answered 407"),
+        (b"no\r\n\r\n", "the proxy answered not in HTTP"),
+        (b"HTTP/1.1 200 OK\r\n", "the proxy closed the connection"),
+        (b"HTTP/1.1 200 OK\r\n" + b"x" * 100_000, "cannot be reached"),
+    ],
+)
+def test_a_proxy_that_does_not_lead_there_makes_all_wait(
+    said: bytes, told: str, receiver: Receiver, publisher: Make
+) -> None:
+    proxy = Proxy(receiver.port, refusal=said)
+    refusal = failure(publisher("http://receiver.example/x", proxy=proxy.url))
+    proxy.close()
+    assert isinstance(refusal, Unavailable)
+    assert told in str(refusal)
+    assert not receiver.requests
+
+
+def test_an_inner_address_is_refused_through_a_proxy_too() -> None:
+    assert problems(url="http://127.0.0.1:8000/", proxy="http://proxy.example:3128")
+
+
 # What is said about it ----------------------------------------------------------------------------
 
 
@@ -690,6 +742,9 @@ def test_good_options_have_no_problem() -> None:
         ({"ca_file": "/nowhere.pem"}, "ca_file: '/nowhere.pem' holds no certificates"),
         ({"ca_file": __file__}, "ca_file: "),
         ({"ca_file": 7}, "ca_file: must be the path of a file"),
+        ({"proxy": "https://proxy.example:3128"}, "proxy: must begin with http://"),
+        ({"proxy": "proxy.example:3128"}, "proxy: must begin with http"),
+        ({"proxy": "http://me:hush@proxy.example:3128"}, "proxy: must not hold a user"),
         ({"entity_types": "job"}, "entity_types: must be a list"),
         ({"entity_types": ["jobs"]}, "entity_types: 'jobs' is none of job, dag_run, task_instance"),
         ({"states": ["done"]}, "states: 'done' is none of pending, "),

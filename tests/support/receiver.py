@@ -137,7 +137,6 @@ class Receiver:
         self._answer: Callable[[Request], int] | None = None
         self.requests: list[Request] = []
         self.connections = 0
-        self.bytes_sent = 0
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
@@ -229,6 +228,49 @@ def _server_tls(certificate: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATES / f"{certificate}.pem")
     return context
+
+
+class Proxy:
+    """Leads each CONNECT to `leads_to`, a port of 127.0.0.1, or answers with `refusal`."""
+
+    def __init__(self, leads_to: int, refusal: bytes = b"") -> None:
+        self.asked: list[str] = []
+        self._leads_to, self._refusal = leads_to, refusal
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _listen(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _address = self._listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += client.recv(1)
+        self.asked.append(head.decode().splitlines()[0])
+        client.sendall(self._refusal or b"HTTP/1.1 200 Connected\r\nVia: test\r\n\r\n")
+        if not self._refusal:
+            with socket.create_connection(("127.0.0.1", self._leads_to)) as server:
+                back = threading.Thread(target=_pour, args=(server, client), daemon=True)
+                back.start()
+                _pour(client, server)
+                back.join(5)
+        client.close()
+
+
+def _pour(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
 
 
 class Names:
