@@ -85,9 +85,21 @@ class NotDelivered(Exception):
 class Unavailable(NotDelivered):
     """Nobody is there, or nobody answers in time: the same is tried again later."""
 
+    def __init__(
+        self, message: str = "", delivered: int = 0, *, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message, delivered)
+        self.retry_after = retry_after
+        """Seconds for which the receiver asks to be left alone; None: it did not say."""
+
 
 class Refused(NotDelivered):
     """The receiver will not take this event: after some tries it is put among the dead letters."""
+
+    def __init__(self, message: str = "", delivered: int = 0, *, final: bool = False) -> None:
+        super().__init__(message, delivered)
+        self.final = final
+        """The publisher has tried it often enough: among the dead letters with it at once."""
 
 
 class OutOfStep(NotDelivered):
