@@ -100,6 +100,9 @@ class Settings:
     DRAIN_SECONDS: float = _key(
         30.0, "How long a stopping worker waits for what it must still write.", _positive
     )
+    PUBLISHERS: dict[str, Any] = _key(
+        {}, "Alias to `class` (dotted path) and `options` (keyword arguments): who is told events."
+    )
     CRASH_AT: str = _key(
         "",
         "For tests, only while DEBUG is on: kill this process at these crash points.",
