@@ -56,6 +56,10 @@ class PublisherReport:
     """Of the dead letters, those that are to be delivered again."""
 
     @property
+    def meaning(self) -> str:
+        return PublisherWord(self.state).meaning
+
+    @property
     def alarms(self) -> bool:
         """Should an operator look at it?"""
         return self.failing_seconds >= PATIENCE.total_seconds() or bool(self.dead_letters)
