@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 from container_manager import __version__
 from container_manager.events.addresses import Reach, read_url
 from container_manager.events.base import (
+    Filter,
     Publisher,
     Refused,
     TransitionEvent,
@@ -47,15 +48,12 @@ from container_manager.events.signatures import (
     read_secrets,
     verify,
 )
-from container_manager.states import JobStatus, WorkflowState
 
 __all__ = ["SignatureError", "WebhookPublisher", "new_secret", "verify"]
 
 LONGEST_WAIT = 3600.0
 """The most that a receiver's Retry-After is honoured, in seconds."""
 LONGEST_TIMEOUT = 60.0
-ENTITY_TYPES = ("job", "dag_run", "task_instance")
-STATES = tuple(dict.fromkeys((*JobStatus.values, *WorkflowState.values)))
 
 OF_THE_RECEIVER = frozenset(
     (401, 403, 404, 405, 407, 408, 410, 421, 423, 424, 425, 426, 428, 429, 451)
@@ -129,7 +127,7 @@ class WebhookPublisher(Publisher):
         self.max_tries = max_tries
         self._origin = target.origin
         self._signer = Signer(secret)
-        self._entity_types, self._states = frozenset(entity_types), frozenset(states)
+        self._filter = Filter.of(entity_types, states)
         self._poster = Poster(
             target,
             reach,
@@ -155,12 +153,12 @@ class WebhookPublisher(Publisher):
             for name, check in _OPTIONS.items()
             if name in options and (problem := _problem(check, options[name]))
         ]
-        return unknown + missing + (found or _out_of_reach(options, missing))
+        return unknown + missing + (found or _across(options, missing))
 
     def publish(self, events: Sequence[TransitionEvent]) -> None:
         """All of them in order; raises Unavailable or Refused at the first that is not taken."""
         for number, event in enumerate(events):
-            if not self._wants(event):
+            if not self._filter.wants(event):
                 continue
             try:
                 self._send(event)
@@ -174,16 +172,11 @@ class WebhookPublisher(Publisher):
     def close(self) -> None:
         self._poster.close()
 
-    def _wants(self, event: TransitionEvent) -> bool:
-        return (not self._entity_types or event.entity_type in self._entity_types) and (
-            not self._states or event.new_state in self._states
-        )
-
     def _judge(self, why: _Unclear, events: Sequence[TransitionEvent], number: int) -> NoReturn:
         """Raises: this event is dead if the next one is taken; else the receiver is away."""
         away = Unavailable(str(why), delivered=number, retry_after=why.wait)
         tries = self._doubt.count(events[number])
-        following = next(filter(self._wants, events[number + 1 :]), None)
+        following = next(filter(self._filter.wants, events[number + 1 :]), None)
         if tries < self.max_tries or following is None:
             raise away from why
         try:
@@ -273,15 +266,19 @@ def _check_tries(value: Any) -> None:
         raise ValueError("must be a whole number, 1 or more")
 
 
-def _words_of(known: Sequence[str]) -> Callable[[Any], None]:
-    def check(value: Any) -> None:
-        if isinstance(value, str) or not isinstance(value, Iterable):
-            raise ValueError("must be a list of words")
-        for word in value:
-            if word not in known:
-                raise ValueError(f"{str(word)[:60]!r} is none of {', '.join(known)}")
+def _check_entity_types(value: Any) -> None:
+    Filter.of(entity_types=_words(value))
 
-    return check
+
+def _check_states(value: Any) -> None:
+    Filter.of(states=_words(value))
+
+
+def _words(value: Any) -> list[str]:
+    listed = not isinstance(value, str) and isinstance(value, Iterable)
+    if not listed or not all(isinstance(word, str) for word in value):
+        raise ValueError("must be a list of words")
+    return list(value)
 
 
 _OPTIONS: dict[str, Callable[[Any], object]] = {
@@ -291,18 +288,21 @@ _OPTIONS: dict[str, Callable[[Any], object]] = {
     "allowed_networks": Reach.read,
     "ca_file": _check_ca_file,
     "proxy": _check_proxy,
-    "entity_types": _words_of(ENTITY_TYPES),
-    "states": _words_of(STATES),
+    "entity_types": _check_entity_types,
+    "states": _check_states,
     "max_tries": _check_tries,
 }
 _REQUIRED = ("url", "secret")
 
 
-def _out_of_reach(options: Mapping[str, Any], missing: Sequence[str]) -> list[str]:
-    """Is the URL's host, as far as it is an address, one that will never be dialled?"""
+def _across(options: Mapping[str, Any], missing: Sequence[str]) -> list[str]:
+    """What is wrong about options that are good one by one."""
     if missing:
         return []
     reach = Reach.read(options.get("allowed_networks", ()))
-    if problem := _problem(reach.check, read_url(options["url"])):
-        return [f"url: {problem}"]
-    return []
+    chosen = (options.get("entity_types", ()), options.get("states", ()))
+    found = {
+        "url": _problem(reach.check, read_url(options["url"])),
+        "states": _problem(lambda given: Filter.of(*given), chosen),
+    }
+    return [f"{name}: {problem}" for name, problem in found.items() if problem]
