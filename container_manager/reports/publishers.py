@@ -42,6 +42,7 @@ class PublisherReport:
     position: int
     """All events up to this one are delivered, or dead letters."""
     lag_events: int
+    """Of one that is removed: 0, for nobody is to tell it any more."""
     lag_seconds: float
     """How long ago the oldest move happened that it was not told of."""
     delivered_at: datetime | None
@@ -54,6 +55,11 @@ class PublisherReport:
     dead_letters: int
     wanted_letters: int
     """Of the dead letters, those that are to be delivered again."""
+
+    @property
+    def kind(self) -> str:
+        """The name of its class."""
+        return self.path.rpartition(".")[2]
 
     @property
     def meaning(self) -> str:
@@ -149,7 +155,7 @@ def _report(
 ) -> PublisherReport:
     state = row or PublisherState(alias=alias, position=ground.newest)
     count, wanted = ground.letters.get(alias, (0, 0))
-    lag_events = max(0, ground.newest - state.position)
+    lag_events = max(0, ground.newest - state.position) if entry else 0
     lag_seconds = _seconds(ground.waiting.get(state.position), ground.now) if lag_events else 0.0
     return PublisherReport(
         alias=alias,
