@@ -22,7 +22,7 @@ import json
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from time import time
+from time import monotonic, time
 from typing import Any, NoReturn
 
 from container_manager import __version__
@@ -54,6 +54,8 @@ __all__ = ["SignatureError", "WebhookPublisher", "new_secret", "verify"]
 LONGEST_WAIT = 3600.0
 """The most that a receiver's Retry-After is honoured, in seconds."""
 LONGEST_TIMEOUT = 60.0
+SLICE_SECONDS = 1.0
+"""After so long what was delivered is told to who asked."""
 
 OF_THE_RECEIVER = frozenset(
     (401, 403, 404, 405, 407, 408, 410, 421, 423, 424, 425, 426, 428, 429, 451)
@@ -155,11 +157,17 @@ class WebhookPublisher(Publisher):
         ]
         return unknown + missing + (found or _across(options, missing))
 
-    def publish(self, events: Sequence[TransitionEvent]) -> None:
-        """All of them in order; raises Unavailable or Refused at the first that is not taken."""
+    def publish(self, events: Sequence[TransitionEvent]) -> int | None:
+        """In order; raises Unavailable or Refused at the first that is not taken.
+
+        Returns early, so that what was delivered is known even where each takes long.
+        """
+        ends_at = monotonic() + SLICE_SECONDS
         for number, event in enumerate(events):
             if not self._filter.wants(event):
                 continue
+            if number and monotonic() > ends_at:
+                return number
             try:
                 self._send(event)
             except _OfTheEvent as why:
@@ -168,6 +176,7 @@ class WebhookPublisher(Publisher):
                 self._judge(why, events, number)
             except _NotTaken as why:
                 raise Unavailable(str(why), delivered=number, retry_after=why.wait) from why
+        return None
 
     def close(self) -> None:
         self._poster.close()
@@ -183,9 +192,8 @@ class WebhookPublisher(Publisher):
             self._send(following)
         except _NotTaken:
             raise away from why
-        raise Refused(
-            f"{why}, {tries} times, and the next event was taken", delivered=number, final=True
-        ) from why
+        told = f"{why}, {tries} times, and the next event was taken"
+        raise Refused(told, delivered=number, tries=tries) from why
 
     def _send(self, event: TransitionEvent) -> None:
         """Raises _NotTaken."""

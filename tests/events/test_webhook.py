@@ -17,6 +17,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from container_manager.events import webhook
 from container_manager.events.base import NotDelivered, Refused, TransitionEvent, Unavailable
 from container_manager.events.webhook import WebhookPublisher, new_secret, verify
 from tests.events.test_webhook_signatures import by_hand
@@ -86,7 +87,7 @@ def publisher(receiver: Receiver) -> Iterator[Make]:
 
 def failure(publisher: WebhookPublisher, *sequences: int) -> NotDelivered:
     with pytest.raises(NotDelivered) as caught:
-        publisher.publish(events(*(sequences or (1,))))
+        publisher.publish_all(events(*(sequences or (1,))))
     return caught.value
 
 
@@ -112,7 +113,7 @@ def test_an_event_is_one_signed_request(receiver: Receiver, publisher: Make) -> 
 
 def test_each_secret_signs(receiver: Receiver, publisher: Make) -> None:
     old = new_secret()
-    publisher(secret=f"{SECRET} {old}").publish(events(1))
+    publisher(secret=f"{SECRET} {old}").publish_all(events(1))
     request = receiver.requests[0]
     for secret in (SECRET, old):
         assert verify(request.headers, request.body, secret)
@@ -126,9 +127,25 @@ def test_what_json_can_hardly_say_is_sent(receiver: Receiver, publisher: Make) -
 
 
 def test_many_go_in_order_over_one_connection(receiver: Receiver, publisher: Make) -> None:
-    publisher().publish(events(*range(1, 101)))
+    publisher().publish_all(events(*range(1, 101)))
     assert receiver.ids() == ids(*range(1, 101))
     assert receiver.connections == 1
+
+
+def test_what_takes_long_is_told_in_parts(
+    receiver: Receiver, publisher: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook, "SLICE_SECONDS", 0.0)
+    sender, left = publisher(states=["failed"]), events(1, 2, 3)
+    left[1:] = [event(2, new_state="failed"), event(3, new_state="failed")]
+    assert sender.publish(left) == 1
+    assert receiver.ids() == []
+    assert sender.publish(left[1:]) == 1
+    assert sender.publish(left[2:]) is None
+    assert receiver.ids() == ids(2, 3)
+    sender.publish_all(events(4, 5, 6))
+    sender.publish_all(left)
+    assert receiver.ids() == ids(2, 3, 2, 3)
 
 
 def test_only_what_is_wanted_is_sent(receiver: Receiver, publisher: Make) -> None:
@@ -156,7 +173,7 @@ def test_what_was_not_wanted_counts_as_delivered(receiver: Receiver, publisher: 
 @pytest.mark.parametrize("code", [200, 201, 202, 204, 299])
 def test_every_2xx_is_delivered(code: int, receiver: Receiver, publisher: Make) -> None:
     receiver.answers(raw(f"HTTP/1.1 {code} Fine\r\nContent-Length: 0\r\n\r\n".encode()))
-    publisher().publish(events(1, 2))
+    publisher().publish_all(events(1, 2))
     assert receiver.ids() == ids(1, 2)
 
 
@@ -247,7 +264,7 @@ def test_an_event_on_which_the_receiver_always_breaks_is_dead_once_the_next_is_t
     receiver.answers(how, 200)
     told = failure(sender, 2, 3)
     assert isinstance(told, Refused)
-    assert told.final
+    assert told.tries == 3
     assert told.delivered == 0
     assert "3 times, and the next event was taken" in str(told)
     assert receiver.ids()[-2:] == ids(2, 3)
@@ -263,7 +280,7 @@ def test_a_receiver_that_breaks_on_everything_loses_nothing(
         assert isinstance(told, Unavailable)
         assert told.delivered == 0
     receiver.answers(200)
-    sender.publish(events(1, 2, 3))
+    sender.publish_all(events(1, 2, 3))
     assert receiver.ids()[-3:] == ids(1, 2, 3)
 
 
@@ -282,9 +299,9 @@ def test_tries_of_one_event_do_not_count_for_another(receiver: Receiver, publish
     receiver.answers(500, 200, 500, 200, 500, 200)
     sender = publisher(max_tries=2)
     assert isinstance(failure(sender, 1, 2), Unavailable)
-    sender.publish(events(1))
+    sender.publish_all(events(1))
     assert isinstance(failure(sender, 2, 3), Unavailable)
-    sender.publish(events(2))
+    sender.publish_all(events(2))
     assert isinstance(failure(sender, 3, 4), Unavailable)
 
 
@@ -315,7 +332,7 @@ def test_a_body_that_drips_is_cut_and_the_event_is_delivered(
 ) -> None:
     receiver.answers(drip(b"x", b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n"), 200)
     sender = publisher(timeout=SHORT)
-    sender.publish(events(1, 2))
+    sender.publish_all(events(1, 2))
     assert receiver.ids() == ids(1, 2)
     assert receiver.connections == 2
 
@@ -336,7 +353,7 @@ def test_of_a_gigabyte_only_the_beginning_is_read(
     sender = publisher()
     tracemalloc.start()
     try:
-        sender.publish(events(1, 2))
+        sender.publish_all(events(1, 2))
         _now, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -383,7 +400,7 @@ def test_what_is_no_answer_is_not_repeated(
 
 def test_an_early_close_after_the_status_is_a_delivery(receiver: Receiver, publisher: Make) -> None:
     receiver.answers(raw(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nhalf"), 200)
-    publisher().publish(events(1, 2))
+    publisher().publish_all(events(1, 2))
     assert receiver.ids() == ids(1, 2)
 
 
@@ -391,15 +408,15 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again(
     receiver: Receiver, publisher: Make
 ) -> None:
     receiver.answers(then_close(status(200)))
-    publisher().publish(events(*range(1, 21)))
+    publisher().publish_all(events(*range(1, 21)))
     assert list(dict.fromkeys(receiver.ids())) == ids(*range(1, 21))
 
 
 def test_after_close_it_may_be_used_again(receiver: Receiver, publisher: Make) -> None:
     sender = publisher()
-    sender.publish(events(1))
+    sender.publish_all(events(1))
     sender.close()
-    sender.publish(events(2))
+    sender.publish_all(events(2))
     assert (receiver.ids(), receiver.connections) == (ids(1, 2), 2)
 
 
@@ -428,7 +445,7 @@ def test_a_slow_receiver_that_answers_in_time_is_waited_for(
     receiver: Receiver, publisher: Make
 ) -> None:
     receiver.answers(late(0.5, status(200)))
-    publisher().publish(events(1, 2))
+    publisher().publish_all(events(1, 2))
     assert receiver.ids() == ids(1, 2)
 
 
@@ -464,7 +481,7 @@ def test_a_certificate_is_checked_by_the_name_though_an_address_is_dialled(
 ) -> None:
     names(receiver__example=[["127.0.0.1"]])
     with Receiver("receiver") as receiver:
-        publisher(secure(receiver), ca_file=AUTHORITY).publish(events(1, 2))
+        publisher(secure(receiver), ca_file=AUTHORITY).publish_all(events(1, 2))
         assert receiver.ids() == ids(1, 2)
         assert receiver.requests[0].headers["host"] == f"receiver.example:{receiver.port}"
         assert receiver.connections == 1
@@ -476,7 +493,7 @@ def test_a_name_with_its_last_dot_and_an_address_have_certificates_too(
     names(**{"receiver__example.": [["127.0.0.1"]]})
     with Receiver("receiver") as receiver:
         for host in ("receiver.example.", "127.0.0.1"):
-            publisher(secure(receiver, host), ca_file=AUTHORITY).publish(events(1))
+            publisher(secure(receiver, host), ca_file=AUTHORITY).publish_all(events(1))
         assert len(receiver.requests) == 2
 
 
@@ -533,7 +550,7 @@ def test_a_gigabyte_under_tls_is_cut_and_delivered(publisher: Make, names: Any) 
     names(receiver__example=[["127.0.0.1"]])
     with Receiver("receiver") as receiver:
         receiver.answers(flood(b"HTTP/1.1 200 OK\r\n\r\n"), 200)
-        publisher(secure(receiver), ca_file=AUTHORITY).publish(events(1, 2))
+        publisher(secure(receiver), ca_file=AUTHORITY).publish_all(events(1, 2))
         assert receiver.ids() == ids(1, 2)
 
 
@@ -546,7 +563,7 @@ def test_a_name_is_looked_up_once_and_its_checked_address_is_dialled(
     server = names(receiver__example=[["127.0.0.1"], ["127.0.0.9"]])
     publisher(
         f"http://receiver.example:{receiver.port}/", allowed_networks=["127.0.0.1/32"]
-    ).publish(events(1))
+    ).publish_all(events(1))
     assert receiver.ids() == ids(1)
     assert server.asked == ["receiver.example"]
 
@@ -597,7 +614,7 @@ def test_a_second_address_is_dialled_where_the_first_does_not_answer(
     receiver: Receiver, publisher: Make, names: Any
 ) -> None:
     names(receiver__example=[["127.0.0.77", "127.0.0.1"]])
-    publisher(f"http://receiver.example:{receiver.port}/").publish(events(1))
+    publisher(f"http://receiver.example:{receiver.port}/").publish_all(events(1))
     assert receiver.ids() == ids(1)
 
 
@@ -637,7 +654,7 @@ def test_a_proxy_is_asked_for_the_name_and_sees_nothing_of_the_event(
     with Receiver("receiver") as receiver:
         proxy = Proxy(receiver.port)
         sender = publisher("https://receiver.example/x", ca_file=AUTHORITY, proxy=proxy.url)
-        sender.publish(events(1, 2))
+        sender.publish_all(events(1, 2))
         proxy.close()
     assert receiver.ids() == ids(1, 2)
     assert receiver.requests[0].headers["host"] == "receiver.example"
@@ -647,7 +664,7 @@ def test_a_proxy_is_asked_for_the_name_and_sees_nothing_of_the_event(
 
 def test_plain_http_goes_through_a_proxy_too(receiver: Receiver, publisher: Make) -> None:
     proxy = Proxy(receiver.port)
-    publisher("http://receiver.example/x", proxy=proxy.url).publish(events(1))
+    publisher("http://receiver.example/x", proxy=proxy.url).publish_all(events(1))
     proxy.close()
     assert receiver.requests[0].path == "/x"
     assert proxy.asked == ["CONNECT receiver.example:80 HTTP/1.1"]
