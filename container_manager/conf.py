@@ -112,6 +112,9 @@ class Settings:
         _secret,
     )
     METRICS_OPEN: bool = _key(False, "Everybody may read `/metrics`, without a token.")
+    PUBLISHERS: dict[str, Any] = _key(
+        {}, "Alias to `class` (dotted path) and `options` (keyword arguments): who is told events."
+    )
     CRASH_AT: str = _key(
         "",
         "For tests, only while DEBUG is on: kill this process at these crash points.",

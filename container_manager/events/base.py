@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Self
 from uuid import UUID
+
+from container_manager.states import JobStatus, WorkflowState
 
 KEYS = (
     *("id", "entity_type", "entity_id", "old_state", "new_state", "version", "attempt"),
     *("actor", "reason", "metadata", "changed_at"),
 )
 """What the JSON of an event has, in this order."""
+
+STATES: dict[str, tuple[str, ...]] = {
+    "job": tuple(JobStatus.values),
+    "dag_run": tuple(WorkflowState.values),
+    "task_instance": tuple(WorkflowState.values),
+}
+"""The types of entities that events tell of, and the states of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,8 @@ class TransitionEvent:
     changed_at: datetime
     sequence: int = 0
     """Its place among all events, without gaps; from it anybody goes on. Not part of the JSON."""
+    owner: Any = field(default=None, compare=False, repr=False)
+    """The key of whose it was, where it was read from the database. Not part of the JSON."""
 
     def as_json(self) -> dict[str, Any]:
         """The keys of KEYS, with values that JSON has."""
@@ -71,6 +82,38 @@ class TransitionEvent:
         return f"{self.entity_type} {self.entity_id}: {self.old_state} -> {self.new_state}"
 
 
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which events somebody wants: of these types, states and entities; empty: of all."""
+
+    entity_types: frozenset[str] = frozenset()
+    states: frozenset[str] = frozenset()
+    entity_ids: frozenset[UUID] = frozenset()
+
+    @classmethod
+    def of(
+        cls,
+        entity_types: Iterable[str] = (),
+        states: Iterable[str] = (),
+        entity_ids: Iterable[UUID] = (),
+    ) -> Self:
+        """Raises ValueError for a type or a state that there is not, or that no type has."""
+        wanted = cls(frozenset(entity_types), frozenset(states), frozenset(entity_ids))
+        for name in sorted(wanted.entity_types - STATES.keys()):
+            raise ValueError(f"there is no entity type {name!r}, but {', '.join(STATES)}")
+        known = {word for name in wanted.entity_types or STATES for word in STATES[name]}
+        for state in sorted(wanted.states - known):
+            raise ValueError(f"there is no state {state!r}, but {', '.join(sorted(known))}")
+        return wanted
+
+    def wants(self, event: TransitionEvent) -> bool:
+        return (
+            (not self.entity_types or event.entity_type in self.entity_types)
+            and (not self.states or event.new_state in self.states)
+            and (not self.entity_ids or event.entity_id in self.entity_ids)
+        )
+
+
 # What may go wrong --------------------------------------------------------------------------------
 
 
@@ -85,9 +128,21 @@ class NotDelivered(Exception):
 class Unavailable(NotDelivered):
     """Nobody is there, or nobody answers in time: the same is tried again later."""
 
+    def __init__(
+        self, message: str = "", delivered: int = 0, *, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message, delivered)
+        self.retry_after = retry_after
+        """Seconds for which the receiver asks to be left alone; None: it did not say."""
+
 
 class Refused(NotDelivered):
     """The receiver will not take this event: after some tries it is put among the dead letters."""
+
+    def __init__(self, message: str = "", delivered: int = 0, *, tries: int = 1) -> None:
+        super().__init__(message, delivered)
+        self.tries = tries
+        """How often it was tried since this publisher last said so of it."""
 
 
 class OutOfStep(NotDelivered):
@@ -125,8 +180,22 @@ class Publisher(ABC):
         return standing.position
 
     @abstractmethod
-    def publish(self, events: Sequence[TransitionEvent]) -> None:
-        """Deliver these, in this order, before returning. Raises NotDelivered."""
+    def publish(self, events: Sequence[TransitionEvent]) -> int | None:
+        """Deliver these, in this order, before returning. Raises NotDelivered.
+
+        Who needs long for each may return early: how many were delivered, one at least; None: all.
+        """
+
+    def publish_all(self, events: Sequence[TransitionEvent]) -> None:
+        """The same for who wants to hear of it only when all are delivered."""
+        delivered = 0
+        while delivered < len(events):
+            try:
+                count = self.publish(events[delivered:])
+            except NotDelivered as error:
+                error.delivered += delivered
+                raise
+            delivered = len(events) if count is None else delivered + count
 
     def close(self) -> None:  # noqa: B027  most have nothing to let go of
         """Let go of connections; it may be used again afterwards."""
