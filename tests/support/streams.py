@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import struct
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -67,8 +68,8 @@ class EventStream:
 
     def cut(self) -> None:
         """As a network that breaks."""
-        sock = self._connection.sock or self.response.fp.raw._sock  # type: ignore[attr-defined]
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        if sock := self._connection.sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close()
 
     def __iter__(self) -> Iterator[Told]:
@@ -78,6 +79,7 @@ class EventStream:
             for block in blocks:
                 if told := self._read(block.decode()):
                     yield told
+        self.close()
 
     def next(self, *events: str) -> Told:
         """The next one of these kinds."""
