@@ -10,7 +10,8 @@ Four walls, for every guarded table and whatever client writes:
 4. an INSERT begins at version 1 with an id not in use; a row whose work is under way is not
    deleted.
 
-And beside the walls, for tables that are counted: every write keeps the counters of its rows.
+And beside the walls, for tables that are counted: every write keeps the counters of its rows. And
+a move wakes whoever waits to give it its place in the sequence of events.
 
 Out of reach: an owner who disables triggers, `session_replication_role`, PRAGMAs.
 """
@@ -30,6 +31,15 @@ HISTORY_TABLE = "state_history"
 COUNTS_TABLE = "job_counts"
 DURATIONS_TABLE = "job_durations"
 CHANGES_TABLE = "job_changes"
+SEQUENCER_TABLE = "event_sequencer"
+
+AWAITED = "event_awaited"
+"""A sequence of PostgreSQL, as a flag that everybody sees at once and that never bloats: 2 while
+somebody waits for a move, else 1."""
+
+MOVES_CHANNEL = "container_manager_moves"
+"""PostgreSQL's NOTIFY channel: a move was made while somebody waited for one; only a hint."""
+
 PREFIX = "cm_"
 
 
@@ -55,6 +65,8 @@ class GuardedTable:
     counted: Counted | None = None
     identity: tuple[tuple[str, ...], ...] = ()
     """Sets of columns that no two rows share, and that never change."""
+    sequenced: bool = True
+    """Its history gets its place in the sequence of events."""
 
     @property
     def id_columns(self) -> tuple[str, ...]:
@@ -265,12 +277,21 @@ def _sqlite_history(guarded: GuardedTable, event: str) -> Piece:
         f"CASE WHEN {told} AND json_type({info}, '$.metadata') = 'object'"
         f" THEN json_extract({info}, '$.metadata') ELSE '{{}}' END",
         "strftime('%Y-%m-%d %H:%M:%f', 'now')",
-        f"(SELECT coalesce(max(commit_order), 0) + 1 FROM {HISTORY_TABLE})",
+        _sqlite_commit_order(guarded),
     ]
     when = f"OLD.{guarded.state_column} <> {state}" if moved else ""
     body = f"INSERT INTO {HISTORY_TABLE} ({HISTORY_COLUMNS}) VALUES ({', '.join(values)})"
     name = f"{PREFIX}history_{event}_{guarded.table}"
     return _sqlite_trigger(name, guarded.table, f"AFTER {event.upper()}", when, body)
+
+
+def _sqlite_commit_order(guarded: GuardedTable) -> str:
+    """Never one that was dealt with: the newest rows may have been deleted since."""
+    newest = f"(SELECT coalesce(max(commit_order), 0) FROM {HISTORY_TABLE})"
+    if not guarded.sequenced:
+        return f"{newest} + 1"
+    dealt_with = f"(SELECT coalesce(max(last_order), 0) FROM {SEQUENCER_TABLE})"
+    return f"max({newest}, {dealt_with}) + 1"
 
 
 def _same(columns: Iterable[str]) -> str:
@@ -739,7 +760,31 @@ def _pg_pieces(schema: str, tables: Sequence[GuardedTable]) -> list[Piece]:
         _pg_function(schema, f"{PREFIX}refuse_update", _REFUSE_UPDATE),
     ]
     own = [piece for table in tables for piece in _pg_table(schema, table)]
-    return [*shared, *own, *_pg_history_walls(schema, tables)]
+    wake = _pg_wake(schema) if any(table.sequenced for table in tables) else []
+    return [*shared, *own, *_pg_history_walls(schema, tables), *wake]
+
+
+def _pg_wake(schema: str) -> list[Piece]:
+    """The first move while somebody waits wakes him: NOTIFY in each would queue up the commits.
+
+    Who may write jobs need not be able to read or set the flag.
+    """
+    body = f"""
+BEGIN
+  IF (SELECT last_value FROM "{schema}".{AWAITED}) = 2 THEN
+    PERFORM setval('"{schema}".{AWAITED}', 1);
+    PERFORM pg_notify('{MOVES_CHANNEL}', '');
+  END IF;
+  RETURN NULL;
+END
+"""
+    name = f"{PREFIX}wake_{HISTORY_TABLE}"
+    return [
+        _pg_function(schema, name, body, as_owner=True),
+        _pg_trigger(
+            schema, name, HISTORY_TABLE, "AFTER INSERT ON {table}", f"{name}()", each="STATEMENT"
+        ),
+    ]
 
 
 # Installing and comparing -----------------------------------------------------------------------
@@ -922,6 +967,8 @@ def _present(connection: Any, tables: Sequence[GuardedTable]) -> list[GuardedTab
     if HISTORY_TABLE not in there:
         return []
     found = [table for table in tables if table.table in there]
+    if SEQUENCER_TABLE not in there:
+        found = [replace(table, sequenced=False) for table in found]
     if {COUNTS_TABLE, DURATIONS_TABLE, CHANGES_TABLE} <= there:
         return found
     return [replace(table, counted=None) for table in found]

@@ -17,6 +17,7 @@ from django.db import connections, migrations, transaction
 from django.db.migrations.operations.base import Operation
 
 from container_manager import db_guard
+from container_manager.models import sequencing
 from container_manager.models.base import guarded_models, guarded_tables
 
 _suspended: set[str] = set()
@@ -98,3 +99,4 @@ def lifted(using: str) -> Iterator[None]:
         db_guard.uninstall(connections[using])
         yield
         db_guard.install(connections[using], guarded_tables())
+        sequencing.begin(using)

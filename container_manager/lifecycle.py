@@ -56,6 +56,7 @@ from container_manager.models import (
     acting_as,
     claims,
     leases,
+    sequencing,
     validators,
 )
 from container_manager.models.base import database_now, log_move
@@ -519,10 +520,14 @@ def prunable(
 def prune(
     job_ids: Collection[UUID], *, keep_history: bool = False, by_manager: bool = False
 ) -> set[UUID]:
-    """Delete these jobs with attempts, logs and history, those that are prunable; returns which."""
+    """Delete these jobs with attempts, logs and history, those that are prunable; returns which.
+
+    What happened to them has its place among the events before, and is told all the same.
+    """
     jobs = prunable(ContainerJob.objects.filter(pk__in=job_ids), by_manager=by_manager)
     rows = jobs.order_by("pk").select_for_update(of=("self",))
     gone = set(rows.values_list("pk", flat=True))
+    sequencing.take_all()
     ContainerJob.objects.filter(pk__in=gone).delete()
     if not keep_history:
         StateHistory.objects.filter(

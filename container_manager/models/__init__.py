@@ -7,6 +7,7 @@ Rule of this package: a model changes its own row; what concerns several tables 
 from container_manager.models.attempt import JobAttempt
 from container_manager.models.base import acting_as
 from container_manager.models.counters import JobChange, JobCount, JobDuration
+from container_manager.models.event import DeadLetter, Event, EventSequencer, PublisherState
 from container_manager.models.history import StateHistory
 from container_manager.models.idempotency import IdempotencyKey
 from container_manager.models.job import ContainerJob
@@ -19,6 +20,9 @@ __all__ = [
     "ContainerJob",
     "Dag",
     "DagRun",
+    "DeadLetter",
+    "Event",
+    "EventSequencer",
     "IdempotencyKey",
     "Installation",
     "JobAttempt",
@@ -26,6 +30,7 @@ __all__ = [
     "JobCount",
     "JobDuration",
     "JobLog",
+    "PublisherState",
     "Queue",
     "StateHistory",
     "TaskInstance",

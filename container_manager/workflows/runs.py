@@ -33,6 +33,7 @@ from container_manager.models import (
     StateHistory,
     TaskInstance,
     acting_as,
+    sequencing,
 )
 from container_manager.models.base import batched, database_now
 from container_manager.models.job import wake_managers
@@ -555,6 +556,7 @@ def prune(
 def _delete(run_ids: Collection[UUID], *, keep_history: bool) -> None:
     tasks = TaskInstance.objects.filter(dag_run__in=run_ids)
     task_ids = list(tasks.values_list("pk", flat=True))
+    sequencing.take_all()
     DagRun.objects.filter(pk__in=run_ids).delete()
     for model, pks in () if keep_history else ((DagRun, run_ids), (TaskInstance, task_ids)):
         for batch in batched(list(pks)):
