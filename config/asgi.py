@@ -9,5 +9,6 @@ from django.core.asgi import get_asgi_application
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
 from config.bodies import SmallBodies
+from container_manager.sse import Streams
 
-application = SmallBodies(get_asgi_application())
+application = SmallBodies(Streams(get_asgi_application()))

@@ -103,6 +103,21 @@ class Settings:
     IDEMPOTENCY_SECONDS: float = _key(
         24 * 3600.0, "How long the answer to an Idempotency-Key is kept.", _positive
     )
+    STREAMS_PER_USER: int = _key(
+        50,
+        "Streams (logs that are followed, events) that one person may have in one process of"
+        " the web server.",
+        _positive,
+    )
+    STREAM_HEARTBEAT_SECONDS: float = _key(
+        15.0, "A stream that tells nothing for so long says that it is still there.", _positive
+    )
+    STREAM_SEND_SECONDS: float = _key(
+        30.0, "A client that takes nothing of its stream for so long is dropped.", _positive
+    )
+    STREAM_RIGHTS_SECONDS: float = _key(
+        60.0, "How often it is asked whether a client may still have its stream.", _positive
+    )
     DRAIN_SECONDS: float = _key(
         30.0, "How long a stopping worker waits for what it must still write.", _positive
     )

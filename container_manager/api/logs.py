@@ -1,20 +1,24 @@
-"""The output of a job: as text in pages, and byte for byte."""
+"""The output of a job: as text in pages, as a stream, and byte for byte."""
 
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 from django.http import HttpResponse, HttpResponseNotModified, StreamingHttpResponse
 from rest_framework.request import Request
 
+from container_manager.api import log_stream, streams
 from container_manager.api.base import BaseView, Response, find_job
-from container_manager.api.errors import Problem
+from container_manager.api.errors import Problem, invalid
+from container_manager.api.log_stream import LogSource
 from container_manager.api.machinery import COUNT, closed
 from container_manager.api.operations import Header, component, operation
 from container_manager.api.pagination import MAX_OFFSET
-from container_manager.api.parameters import Parameter, Schema, Unreadable, whole, word
+from container_manager.api.parameters import Parameter, Schema, Unreadable, flag, whole, word
 from container_manager.models import ContainerJob
+from container_manager.reports.log_following import Follower
 from container_manager.reports.log_pages import LogPage, Place, last_lines, page_from
 from container_manager.reports.raw_log import RawLog
 from container_manager.reports.streaming import streamed
@@ -44,6 +48,12 @@ LIMIT = whole(
     MOST_BYTES,
     "Bytes on a page, about: a page ends between two characters and holds one at least.",
     default=DEFAULT_BYTES,
+)
+FOLLOW = flag("follow", "Stream it, also what is still to come, as Server-Sent Events.")
+RESUME = Header(
+    streams.LAST_EVENT_ID,
+    {"type": "string", "pattern": f"^{_CURSOR.pattern}$"},
+    "With `follow`: go on behind the event of this `id`; a `cursor` does not count then.",
 )
 
 
@@ -102,21 +112,55 @@ class LogsView(BaseView):
     @operation(
         "Read the output as text",
         answers={200: LOG_PAGE},
-        query=(ATTEMPT, which(None), OFFSET, TAIL, CURSOR, LIMIT),
+        query=(ATTEMPT, which(None), OFFSET, TAIL, CURSOR, LIMIT, FOLLOW),
+        headers=(RESUME,),
+        problems=streams.PROBLEMS,
+        stream=log_stream.SCHEMA,
     )
-    def get(self, request: Request, pk: str) -> Response:
+    def get(self, request: Request, pk: str) -> Response | StreamingHttpResponse:
         """Both streams in the order they were written, or one of them.
 
         To read on, also while the job runs, send the `cursor` of the page before until a page says
         `complete`: no byte is lost or told twice. Characters are never cut in two; what is not
         UTF-8 is replaced (`logs/raw/` has the bytes themselves). `cursor`, `offset` and `tail` are
         lower bounds: the latest of them counts.
+
+        With `follow` it is a stream of Server-Sent Events, from there on through the job's retries
+        to its end. The `id` of each event is a `cursor`.
         """
+        streams.refuse_foreign_pages(request)
         job = _job(request, pk)
-        return Response(_shown(job, _page(job, self.query)))
+        if not self.query["follow"]:
+            return Response(_shown(job, _page(job, self.query)))
+        place = _begin(job, {**self.query, "cursor": _resumed(request, job, self.query)})
+        follower = Follower(job.pk, place, only=self.query["attempt"] is not None)
+        return streams.answer(request, LogSource(follower), partial(_may_see, pk=job.pk))
+
+
+def _resumed(request: Request, job: ContainerJob, query: dict[str, Any]) -> Place | None:
+    """Where a client goes on that lost its stream: it repeats the address of the first time."""
+    given = request.headers.get(streams.LAST_EVENT_ID)
+    if given is None:
+        cursor: Place | None = query["cursor"]
+        return cursor
+    try:
+        place = _read_cursor(given)
+    except Unreadable:
+        raise invalid({streams.LAST_EVENT_ID: ["Must be the id of an event."]}) from None
+    if place.attempt > job.attempt:
+        raise invalid({streams.LAST_EVENT_ID: [f"The job has no attempt {place.attempt}."]})
+    return place
+
+
+def _may_see(user: Any, pk: Any) -> bool:
+    return ContainerJob.objects.visible_to(user).filter(pk=pk).exists()
 
 
 def _page(job: ContainerJob, query: dict[str, Any]) -> LogPage:
+    return page_from(job, _begin(job, query), query["limit"])
+
+
+def _begin(job: ContainerJob, query: dict[str, Any]) -> Place:
     """Whatever says where to begin is a lower bound; the latest of them counts."""
     begin = query["cursor"]
     attempt = _attempt(job, query["attempt"], begin)
@@ -126,7 +170,7 @@ def _page(job: ContainerJob, query: dict[str, Any]) -> LogPage:
     if query["tail"] is not None:
         places.append(last_lines(job, attempt, streams, query["tail"]))
     start = {name: max(place.get(name, 0) for place in places) for name in streams}
-    return page_from(job, Place(attempt, start), query["limit"])
+    return Place(attempt, start)
 
 
 def _shown(job: ContainerJob, page: LogPage) -> dict[str, Any]:
@@ -145,14 +189,8 @@ def _shown(job: ContainerJob, page: LogPage) -> dict[str, Any]:
         "replaced": any(entry.replaced for entry in page.entries),
         "more": page.more,
         "complete": page.complete,
-        "cursor": _cursor(page.place),
+        "cursor": log_stream.cursor(page.place),
     }
-
-
-def _cursor(place: Place) -> str:
-    """The attempt, and how far each stream was read."""
-    read = [f"-{name}-{place.read_to[name]}" for name in Stream.values if name in place.read_to]
-    return f"{place.attempt}{''.join(read)}"
 
 
 def _read_cursor(given: str) -> Place:

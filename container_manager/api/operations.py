@@ -15,6 +15,7 @@ from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
 from rest_framework.permissions import AllowAny
 
+from container_manager import sse
 from container_manager.api.errors import CONTENT_TYPE
 from container_manager.api.parameters import Parameter, Schema
 
@@ -92,6 +93,7 @@ MEANINGS = {
     422: "This Idempotency-Key was used for another request.",
     429: "Too many requests; see `Retry-After`.",
     500: "Something went wrong here.",
+    501: "This server cannot stream: it does not run under ASGI.",
     503: "The database does not answer; see `Retry-After`.",
 }
 WITH_BODY = {400, 413, 415}
@@ -125,6 +127,8 @@ class Operation:
     body_types: tuple[str, ...] = ("application/json",)
     tag: str = ""
     meanings: Mapping[int, str] = field(default_factory=dict)
+    stream: Schema | None = None
+    """What it may answer with 200 instead, as Server-Sent Events."""
 
     def all_problems(self, *, is_open: bool, has_path: bool) -> list[int]:
         """Every refusal that it can give."""
@@ -147,6 +151,7 @@ def operation(
     body_types: Iterable[str] = ("application/json",),
     tag: str = "",
     meanings: Mapping[int, str] | None = None,
+    stream: Schema | None = None,
 ) -> Callable[[F], F]:
     """Declare a handler; its docstring is the description."""
     declared = Operation(
@@ -161,6 +166,7 @@ def operation(
         body_types=tuple(body_types),
         tag=tag,
         meanings=meanings or {},
+        stream=stream,
     )
 
     def declare(handler: F) -> F:
@@ -225,6 +231,8 @@ class Schema31(AutoSchema):
             )
             for status, schema in self.declared.answers.items()
         }
+        if self.declared.stream is not None:
+            good["200", sse.MEDIA_TYPE] = OpenApiResponse(self.declared.stream)
         bad = {
             (str(status), CONTENT_TYPE): OpenApiResponse(
                 PROBLEM, description=self.declared.meanings.get(status, MEANINGS[status])

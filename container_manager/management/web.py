@@ -17,10 +17,11 @@ import uvicorn
 from django.conf import settings
 from django.utils.module_loading import import_string
 
+from container_manager import sse
 from container_manager.management.children import obey_parent
 
 GRACE_SECONDS = 5
-"""So long a stopping server waits for requests that are under way, streams among them."""
+"""So long a stopping server waits for requests that are under way; streams end by themselves."""
 
 
 class _Server(uvicorn.Server):
@@ -31,6 +32,7 @@ class _Server(uvicorn.Server):
 
     def stop(self) -> None:
         self.should_exit = True
+        sse.stop()
 
 
 def serve(listener: socket.socket) -> None:

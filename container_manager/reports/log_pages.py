@@ -146,7 +146,7 @@ class _Page:
             self._let_go(stream)
             self.read_to[stream] += missing
         before = self.held_back.pop(stream, b"")
-        whole, rest = _split_at_character(before + data)
+        whole, rest = split_at_character(before + data)
         if rest:
             self.held_back[stream] = rest
         self._add(stream, whole, missing)
@@ -176,11 +176,11 @@ class _Page:
             self.entries.append(Entry(stream, start, len(data), text, replaced, missing))
 
 
-def _split_at_character(data: bytes) -> tuple[bytes, bytes]:
+def split_at_character(data: bytes) -> tuple[bytes, bytes]:
     """
-    >>> _split_at_character("1 €".encode()[:-1])
+    >>> split_at_character("1 €".encode()[:-1])
     (b'1 ', b'\\xe2\\x82')
-    >>> _split_at_character(b"1 \\xff")
+    >>> split_at_character(b"1 \\xff")
     (b'1 \\xff', b'')
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from uuid import UUID
 
 from django.db import connection
@@ -174,7 +175,7 @@ class WorkerLoop:
         if self._free > 0:
             waits.append(self._poll.left(now))
         if self._runs:
-            waits += [self._ask.left(now), self._settings.LOG_FLUSH_SECONDS]
+            waits += [self._ask.left(now), self._recorder.seconds_to_wait(now)]
             waits += [run.deadline - now for run in self._runs.values() if run and run.deadline]
         return max(0.0, min(waits))
 
@@ -263,8 +264,9 @@ class WorkerLoop:
 
     def _output_of(self, lease: Lease) -> Output:
         cap = self._settings.LOG_CAP_BYTES
+        output = partial(Output, lease, cap, wake=self._woken.set, news=self._recorder.output_came)
         if not lease.adopted:
-            return Output(lease, cap, {}, wake=self._woken.set)
+            return output({})
         ends = JobLog.objects.ends(lease.job_id, lease.attempt)
         last = JobLog.objects.filter(
             job_id=lease.job_id,
@@ -274,7 +276,7 @@ class WorkerLoop:
         )
         pieces = last.order_by("offset").values_list("data", flat=True)
         tail = b"".join(map(bytes, pieces))[-OUTPUT_BYTES:]
-        return Output(lease, cap, ends, tail, wake=self._woken.set)
+        return output(ends, tail)
 
     # Stopping jobs
 

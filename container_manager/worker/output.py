@@ -114,9 +114,11 @@ class Output:
         last_stdout: bytes = b"",
         wake: Callable[[], None] = lambda: None,
         spare: Spare = SPARE,
+        news: Callable[[], None] = lambda: None,
     ) -> None:
         self.lease = lease
         self._wake = wake
+        self._news = news
         self._spare = spare
         self._head = cap - cap // 2
         self._tail = cap // 2
@@ -147,6 +149,7 @@ class Output:
             if chunk.stream == Stream.STDOUT:
                 self._last_stdout += chunk.data
                 del self._last_stdout[:-OUTPUT_BYTES]
+        self._news()
         if self.is_full:
             self._wake()
 

@@ -7,6 +7,7 @@ stays here and is written when it is back.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -31,6 +32,10 @@ from container_manager.worker.output import Output
 
 logger = logging.getLogger("container_manager")
 
+PAUSE_SECONDS, SHARE = 0.1, 20
+"""Output is written at once after such a pause; a longer one where writing would take more than one
+part of so many of a worker's time, up to LOG_FLUSH_SECONDS."""
+
 Identity = tuple[UUID, int, int]
 """Job, attempt, epoch: a worker may come to hold a second attempt while it still ends the first."""
 
@@ -46,7 +51,8 @@ class Recorder:
         self._steps: list[tuple[Progress, Future[bool]]] = []
         self._endings: list[tuple[Ending, Output | None]] = []
         self._outputs: dict[Identity, Output] = {}
-        self._logs_written_at = time.monotonic()
+        self._logs_due_at = time.monotonic()
+        self._output_waits = False
 
     # Called by job threads
 
@@ -68,6 +74,12 @@ class Recorder:
         with self._lock:
             self._outputs[_identity(output.lease)] = output
 
+    def output_came(self) -> None:
+        """There is something to write in an output that is followed; wakes once until it is."""
+        if not self._output_waits:
+            self._output_waits = True
+            self._wake()
+
     def end(self, ending: Ending, output: Output | None = None) -> None:
         """Report the end of an attempt; its output is written before."""
         with self._lock:
@@ -87,6 +99,10 @@ class Recorder:
     def is_empty(self) -> bool:
         with self._lock:
             return not self._steps and not self._endings
+
+    def seconds_to_wait(self, now: float) -> float:
+        """When to flush next if nothing else comes."""
+        return self._logs_due_at - now if self._output_waits else math.inf
 
     def flush(self) -> list[tuple[Ending, bool]]:
         """Write what there is; returns the ends, and whether the attempt was still ours."""
@@ -120,17 +136,30 @@ class Recorder:
         return {job_id for step in steps for job_id in self._report([step])}
 
     def _write_logs(self, endings: list[tuple[Ending, Output | None]]) -> None:
-        now = time.monotonic()
-        due = now - self._logs_written_at >= self._log_seconds
+        began = time.monotonic()
+        due = self._logs_are_due(began)
         with self._lock:
             ended = [output for _, output in endings if output is not None]
             outputs = {id(output): output for output in ended}
             outputs |= {id(each): each for each in self._outputs.values() if due or each.is_full}
-        if due:
-            self._logs_written_at = now
-        for output in outputs.values():
-            for _ in range(output.portions):
-                self._write_portion(output)
+        try:
+            for output in outputs.values():
+                for _ in range(output.portions):
+                    self._write_portion(output)
+        finally:
+            if due:
+                self._rest_from_logs(began)
+
+    def _logs_are_due(self, now: float) -> bool:
+        late = now - self._logs_due_at
+        if late < 0 or not (self._output_waits or late >= self._log_seconds):
+            return False
+        self._output_waits = False  # before anything is taken: what comes later wakes again
+        return True
+
+    def _rest_from_logs(self, began: float) -> None:
+        now = time.monotonic()
+        self._logs_due_at = now + min(max(PAUSE_SECONDS, SHARE * (now - began)), self._log_seconds)
 
     def _write_portion(self, output: Output) -> None:
         with output.taking() as (chunks, fallen):

@@ -51,9 +51,11 @@ def start_site(
 
 
 @contextmanager
-def some_site(directory: Path, workers: Workers, **environment: str) -> Iterator[Site]:
+def some_site(
+    directory: Path, workers: Workers, options: Sequence[str] = (), **environment: str
+) -> Iterator[Site]:
     """A web server of the same installation as these workers."""
-    site = start_site(directory, {**workers.environment(), **environment})
+    site = start_site(directory, {**workers.environment(), **environment}, options=options)
     try:
         yield site
         assert "Traceback" not in site.said, site.said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -198,16 +200,68 @@ def test_what_the_cap_left_out_is_counted_to_the_byte(recorder, worker):
     assert contradictions() == []
 
 
-def test_a_log_is_written_while_the_job_runs_but_not_more_often_than_needed(worker):
-    recorder = Recorder(worker, lambda: None, log_seconds=1000)
+@pytest.fixture
+def rested(worker, woken, monkeypatch):
+    """A recorder that rests for long when it has written output."""
+    monkeypatch.setattr("container_manager.worker.recorder.PAUSE_SECONDS", 500)
+    return Recorder(worker, lambda: woken.append(1), log_seconds=1000)
+
+
+def followed(recorder, worker):
     lease = held_by(worker)
-    output = outputs(lease, cap=10**7)
+    output = Output(lease, 10**7, {}, news=recorder.output_came)
     recorder.follow(output)
-    recorder.flush()
-    assert not JobLog.objects.exists()
-    output.add(Chunk("stdout", 4, bytes(600_000)))
-    recorder.flush()
-    assert JobLog.objects.exists()
+    return lease.job_id, output
+
+
+def test_what_comes_after_a_pause_is_written_at_once(rested, worker, woken):
+    job_id, output = followed(rested, worker)
+    output.add(Chunk("stdout", 0, b"one"))
+    assert woken == [1]
+    assert rested.seconds_to_wait(time.monotonic()) <= 0
+    rested.flush()
+    assert JobLog.objects.content(job_id, "stdout", 1) == b"one"
+    assert rested.seconds_to_wait(time.monotonic()) == math.inf
+
+
+def test_what_comes_soon_after_is_written_together(rested, worker, woken):
+    job_id, output = followed(rested, worker)
+    for offset, data in enumerate([b"a", b"b", b"c"]):
+        output.add(Chunk("stdout", offset, data))
+        rested.flush()
+    assert JobLog.objects.content(job_id, "stdout", 1) == b"a"
+    assert woken == [1, 1], "once for each time that it must be looked at"
+    assert 0 < rested.seconds_to_wait(time.monotonic()) <= 500
+
+
+def test_who_prints_so_much_that_it_must_wait_is_written_without_a_pause(rested, worker):
+    job_id, output = followed(rested, worker)
+    output.add(Chunk("stdout", 0, b"a"))
+    rested.flush()
+    output.add(Chunk("stdout", 1, bytes(600_000)))
+    rested.flush()
+    assert len(JobLog.objects.content(job_id, "stdout", 1)) == 600_001
+
+
+def test_the_pause_grows_with_the_time_that_writing_takes(worker, monkeypatch):
+    """So that many jobs that print at once cost no throughput."""
+    recorder = Recorder(worker, lambda: None, log_seconds=5.0)
+    _, output = followed(recorder, worker)
+    clock = [time.monotonic()]
+    monkeypatch.setattr("container_manager.worker.recorder.time.monotonic", lambda: clock[0])
+    keep = lifecycle.keep_chunks
+    for took, pause in ((0.001, 0.1), (0.1, 2.0), (1.0, 5.0)):
+
+        def slowly(*given, took=took):
+            clock[0] += took
+            keep(*given)
+
+        monkeypatch.setattr(lifecycle, "keep_chunks", slowly)
+        clock[0] += 100
+        output.add(Chunk("stdout", output.ends()["stdout"], b"x"))
+        recorder.flush()
+        output.add(Chunk("stdout", output.ends()["stdout"], b"y"))
+        assert recorder.seconds_to_wait(clock[0]) == pytest.approx(pause)
 
 
 def test_what_is_forgotten_is_not_written(recorder, worker):
