@@ -80,7 +80,8 @@ class Rescuer:
 
     def _without_those_of_the_living(self, found: list[JobAttempt]) -> list[JobAttempt]:
         """Who was dead a moment ago may have woken up, beaten, and claimed them only then."""
-        held_by = {attempt.worker_id for attempt in found} & self.known_dead
+        holders = {attempt.worker_id for attempt in found}
+        held_by = [pk for pk in self.known_dead if pk in holders]
         if not held_by:
             return found
         beats = dict(Worker.objects.filter(pk__in=held_by).values_list("pk", "beat"))
