@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.urls import URLPattern, URLResolver, re_path
 from rest_framework.routers import SimpleRouter
 
-from container_manager.api import auth, document, logs, machinery
+from container_manager.api import auth, document, events, logs, machinery
 from container_manager.api.base import BaseView, NothingHere
 from container_manager.api.dag_runs import DagRunViewSet
 from container_manager.api.dags import DagViewSet
@@ -51,6 +51,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     at("executors", machinery.ExecutorsView, "executors"),
     at("workers", machinery.WorkersView, "workers"),
     at(r"workers/(?P<pk>[^/]+)", machinery.WorkerView, "worker"),
+    at("events", events.EventsView, "events"),
     *router.urls,
     at("schema", document.DocumentView, "schema"),
     at("docs", document.DocsView, "docs"),
