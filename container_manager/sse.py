@@ -30,6 +30,7 @@ from collections.abc import (
 )
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import FrameType
 from typing import Any
 
@@ -42,7 +43,6 @@ Send = Callable[[ASGIMessage], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MEDIA_TYPE = "text/event-stream"
-HEARTBEAT = b": still here\n\n"
 RETRY_MILLISECONDS = 1000, 3000
 """When a client that lost its stream comes back, from and to: not all at the same moment."""
 LINGER_SECONDS = 1.0
@@ -54,21 +54,33 @@ LINGER_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Message:
-    """One event of a stream. A client that lost the stream comes back with the latest `id`."""
+    """One event of a stream. A client that lost the stream comes back with the latest `id`.
+
+    >>> Message("log", {"text": "one\\ntwo"}, "7").encoded
+    b'id: 7\\nevent: log\\ndata: {"text":"one\\\\ntwo"}\\n\\n'
+    """
 
     event: str
+    """Empty: what a browser takes for a `message`."""
     data: Any
     """What JSON can say."""
     id: str = ""
 
-    def encode(self) -> bytes:
-        """
-        >>> Message("log", {"text": "one\\ntwo"}, "7").encode()
-        b'id: 7\\nevent: log\\ndata: {"text":"one\\\\ntwo"}\\n\\n'
-        """
-        name = f"id: {self.id}\n" if self.id else ""
+    @cached_property
+    def encoded(self) -> bytes:
+        """As it is sent: once, to however many."""
         data = json.dumps(self.data, ensure_ascii=False, separators=(",", ":"), default=str)
-        return f"{name}event: {self.event}\ndata: {data}\n\n".encode()
+        lines = [*_line("id", self.id), *_line("event", self.event), *_line("data", data), "", ""]
+        return "\n".join(lines).encode()
+
+
+def _line(name: str, value: str) -> list[str]:
+    return [f"{name}: {value}"] if value else []
+
+
+def _comment(*lines: str, place: str) -> bytes:
+    """No message, but a browser remembers the place."""
+    return "\n".join([*lines, *_line("id", place), "", ""]).encode()
 
 
 class Bell:
@@ -116,6 +128,11 @@ class Source(ABC):
 
     over = False
     """Nothing comes after what `next` gave."""
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where who has all that was told goes on: an id."""
 
     @abstractmethod
     def open(self, bell: Bell) -> None:
@@ -209,7 +226,8 @@ class Stream:
         _server.begin(self, bell)
         try:
             self.source.open(bell)
-            yield b"retry: %d\n\n" % random.randint(*RETRY_MILLISECONDS)  # noqa: S311
+            retry = random.randint(*RETRY_MILLISECONDS)  # noqa: S311
+            yield _comment(f"retry: {retry}", place=self.source.place)
             async for body in self._all(bell):
                 yield body
         finally:
@@ -223,12 +241,12 @@ class Stream:
             bell.mute()  # before anything is looked at: what comes meanwhile rings again
             messages = await self.source.next()
             if messages:
-                yield b"".join(message.encode() for message in messages)
+                yield b"".join(message.encoded for message in messages)
                 beat_at = clock() + self.patience.heartbeat
             if self.source.over:
                 return
             if clock() >= beat_at:
-                yield HEARTBEAT
+                yield _comment(": still here", place=self.source.place)
                 beat_at = clock() + self.patience.heartbeat
             if clock() >= ask_at:
                 if not await self.is_allowed():

@@ -13,7 +13,6 @@ import pytest
 
 from container_manager import sse
 from container_manager.sse import (
-    HEARTBEAT,
     Bell,
     Message,
     NoSeat,
@@ -35,6 +34,8 @@ class Some(Source):
         self.ends = over
         self.asked = 0
         self.opened = self.closed = 0
+
+    place = "here"
 
     def open(self, bell):
         self.bell = bell
@@ -113,7 +114,7 @@ def message(number, **data):
     "text", ["", "a\nb\r\nc", "€\0\x85\u2028", "\udc80".encode("utf-8", "replace").decode(), ":"]
 )
 def test_a_message_is_one_line_of_json_whatever_it_says(text):
-    lines = Message("log", {"text": text}, "7").encode().decode().split("\n")
+    lines = Message("log", {"text": text}, "7").encoded.decode().split("\n")
     assert lines[:2] == ["id: 7", "event: log"]
     assert json.loads(lines[2].removeprefix("data: ")) == {"text": text}
     assert lines[3:] == ["", ""]
@@ -166,7 +167,8 @@ def test_messages_are_sent_in_their_order_and_then_it_ends():
         await Stream(source, seats.take("ada", 1), NEVER).serve(client.receive, client.send)
         begin, body, end = client.bodies
         assert begin.startswith(b"retry: ")
-        assert body == message(1).encode() + message(2).encode()
+        assert begin.endswith(b"\nid: here\n\n"), "who is cut off before the first one goes on here"
+        assert body == message(1).encoded + message(2).encoded
         assert (end, client.done) == (b"", True)
         assert (source.opened, source.closed > 0, seats.taken_by("ada")) == (1, True, 0)
 
@@ -211,7 +213,7 @@ def test_who_waits_is_told_that_the_server_is_there():
         patience = Patience(heartbeat=0.01, send=60, allowed=60)
         stream = Stream(Some(), None, patience)
         serving = asyncio.ensure_future(stream.serve(client.receive, client.send))
-        await client.until(HEARTBEAT * 3)
+        await client.until(b": still here\nid: here\n\n" * 3)
         client.gone.set()
         await serving
 
@@ -224,7 +226,7 @@ def test_a_bell_that_rings_for_others_does_not_silence_the_heartbeat():
         stream = Stream(source, None, Patience(heartbeat=0.05, send=60, allowed=60))
         serving = asyncio.ensure_future(stream.serve(client.receive, client.send))
         await client.until(b"retry")
-        while HEARTBEAT not in client.text:
+        while b": still here" not in client.text:
             source.put()
             await asyncio.sleep(0.001)
         client.gone.set()

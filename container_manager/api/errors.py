@@ -25,6 +25,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.views import defaults
 from rest_framework import exceptions as rest
 
+from container_manager.events.base import Unavailable
 from container_manager.exceptions import (
     ContainerManagerError,
     KeyReused,
@@ -245,6 +246,7 @@ def _(error: SuspiciousOperation) -> Problem:
 
 @problem_of.register(OperationalError)
 @problem_of.register(InterfaceError)
+@problem_of.register(Unavailable)
 def _(error: Exception) -> Problem:
     return Problem(
         503,

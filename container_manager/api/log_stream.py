@@ -47,6 +47,10 @@ class LogSource(Source):
         self._follower = follower
         self._watched: Watched | None = None
 
+    @property
+    def place(self) -> str:
+        return cursor(self._follower.place)
+
     def open(self, bell: Bell) -> None:
         self._bell = bell
         self._watched = lookout.watch(self._follower.job_id, bell)

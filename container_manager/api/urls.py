@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.urls import URLPattern, URLResolver, re_path
 from rest_framework.routers import SimpleRouter
 
-from container_manager.api import auth, document, logs, machinery, publishers
+from container_manager.api import auth, document, events, logs, machinery, publishers
 from container_manager.api.base import BaseView, NothingHere
 from container_manager.api.dag_runs import DagRunViewSet
 from container_manager.api.dags import DagViewSet
@@ -51,6 +51,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     at("executors", machinery.ExecutorsView, "executors"),
     at("workers", machinery.WorkersView, "workers"),
     at(r"workers/(?P<pk>[^/]+)", machinery.WorkerView, "worker"),
+    at("events", events.EventsView, "events"),
     at("publishers", publishers.PublishersView, "publishers"),
     at(publishers.ONE, publishers.PublisherView, "publisher"),
     at(rf"{publishers.ONE}/dead-letters", publishers.LettersView, "dead-letters"),

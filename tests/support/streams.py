@@ -7,6 +7,7 @@ import json
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
@@ -53,6 +54,7 @@ class EventStream:
         self.came_at = 0.0
         """When the latest event came, by the monotonic clock."""
         self._pending = b""
+        self._told: deque[Told] = deque()
 
     def __enter__(self) -> EventStream:
         assert self.status == 200, self.response.read()
@@ -73,13 +75,21 @@ class EventStream:
         self.close()
 
     def __iter__(self) -> Iterator[Told]:
-        while data := self.response.read1(65536):
-            self.came_at = time.monotonic()
-            *blocks, self._pending = (self._pending + data).split(b"\n\n")
-            for block in blocks:
-                if told := self._read(block.decode()):
-                    yield told
-        self.close()
+        while True:
+            while self._told:
+                yield self._told.popleft()
+            if not self.read_some():
+                return
+
+    def read_some(self) -> bool:
+        """Wait for something, be it a comment. False: the server has ended it."""
+        data = self.response.read1(65536)
+        self.came_at = time.monotonic()
+        *blocks, self._pending = (self._pending + data).split(b"\n\n")
+        self._told.extend(told for block in blocks if (told := self._read(block.decode())))
+        if not data:
+            self.close()
+        return bool(data)
 
     def next(self, *events: str) -> Told:
         """The next one of these kinds."""
@@ -92,7 +102,7 @@ class EventStream:
         self.last = fields.get("id", self.last)
         if "data" not in fields:
             return None
-        return Told(fields.get("id", ""), fields["event"], json.loads(fields["data"]))
+        return Told(fields.get("id", ""), fields.get("event", ""), json.loads(fields["data"]))
 
 
 def output(told: Iterable[Told], stream: str = "stdout", attempt: int = 1) -> bytes:
