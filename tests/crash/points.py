@@ -43,7 +43,7 @@ CHAINS = ("U2+U2+X3", "R4+C3+R3", "U1+A1+A2")
 
 LIFE_AT = {
     **dict.fromkeys(STOPPING, "killed"),
-    **dict.fromkeys(("R5", "U1", "U2", "U4"), "long"),  # the job must go on meanwhile
+    **dict.fromkeys(("R5", "U1", "U2", "U3", "U4"), "long"),  # the job must go on meanwhile
     **{"T1": "retried", "R2": "pulled"},
 }
 ONLY_ON = {"R2": "docker"}
