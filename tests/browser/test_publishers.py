@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from container_manager.models import DeadLetter, PublisherState
-from tests.support.publishers import LOG, happened, letter, publisher_row
+from tests.support.publisher_rows import LOG, happened, letter, publisher_row
 from tests.support.web import Person, Site, some_site
 from tests.support.workers import Workers
 
@@ -62,7 +62,7 @@ def test_the_list_follows_what_happens(
     expect(row).to_contain_text("failing")
     expect(row).to_contain_text("15 events")
     PublisherState.objects.filter(pk="ours").update(position=20, failing_since=None, failures=0)
-    expect(row).to_contain_text("well")
+    expect(row).to_contain_text("ok")
 
 
 @pytest.mark.parametrize("width", [390, 1280])
