@@ -121,6 +121,7 @@ def test_one_whose_receiver_refuses_an_event_says_which(api, named):
     assert (told["state"], told["refused"], told["tries"]) == ("refused", 7, 2)
 
 
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("how", [{"holder": None}, {"updated_at": 1_000}])
 def test_one_that_no_relay_serves_is_waiting_and_what_has_no_place_yet_counts(how, api, named):
     named("ours")

@@ -19,8 +19,11 @@ LIST = "/admin/container_manager/publisherstate/"
 
 @pytest.fixture
 def live_site(workers: Workers, tmp_path: Path) -> Iterator[Site]:
+    """Its settings name two publishers; a relay that beat once is taken for alive in all tests."""
     named = json.dumps({alias: {"class": LOG, "options": {}} for alias in ("ours", "theirs")})
-    with some_site(tmp_path, workers, CONTAINER_MANAGER_PUBLISHERS=named) as site:
+    settings = {"PUBLISHERS": named, "LEASE_SECONDS": "3600"}
+    given = {f"CONTAINER_MANAGER_{name}": value for name, value in settings.items()}
+    with some_site(tmp_path, workers, **given) as site:
         yield site
 
 

@@ -38,7 +38,11 @@ def live_site(workers: Workers, tmp_path: Path) -> Iterator[Site]:
         alias: {"class": "container_manager.events.webhook.WebhookPublisher", "options": {}}
         for alias in ("audit", "billing", "chat")
     }
-    with some_site(tmp_path, workers, CONTAINER_MANAGER_PUBLISHERS=json.dumps(named)) as site:
+    given = {
+        "CONTAINER_MANAGER_PUBLISHERS": json.dumps(named),
+        "CONTAINER_MANAGER_LEASE_SECONDS": "3600",
+    }
+    with some_site(tmp_path, workers, **given) as site:
         yield site
 
 
