@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -45,6 +46,9 @@ def _key(
     metadata = {"doc": doc, "check": check, "kind": kind or type(default)}
     return field(default_factory=lambda: default, metadata=metadata)
 
+
+MAX_ALIAS = 64
+_ALIAS = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{MAX_ALIAS - 1}}}")
 
 _EXECUTORS = {
     "docker": {"class": "container_manager.executors.docker.DockerExecutor", "options": {}},
@@ -97,6 +101,17 @@ class Settings:
         "Output kept of one attempt, per stream: half from its head, half from its tail.",
         _positive,
     )
+    PUBLISHERS: dict[str, Any] = _key(
+        {},
+        "Whom `relay_events` tells what happens: alias to `class` (dotted path) and `options`"
+        " (keyword arguments).",
+    )
+    EVENTS_KEEP_SECONDS: float = _key(
+        7 * 24 * 3600.0,
+        "How long events are kept for those who go on where they were; a publisher that cannot"
+        " deliver for longer loses some.",
+        _positive,
+    )
     UPKEEP_SECONDS: float = _key(
         1.0, "How often retries that are due and waits that are too long are looked for.", _positive
     )
@@ -127,9 +142,6 @@ class Settings:
         _secret,
     )
     METRICS_OPEN: bool = _key(False, "Everybody may read `/metrics`, without a token.")
-    PUBLISHERS: dict[str, Any] = _key(
-        {}, "Alias to `class` (dotted path) and `options` (keyword arguments): who is told events."
-    )
     CRASH_AT: str = _key(
         "",
         "For tests, only while DEBUG is on: kill this process at these crash points.",
@@ -191,8 +203,13 @@ def _value_of(key: Any, raw: Any) -> tuple[Any, str]:
     try:
         value = _convert(raw, key.metadata["kind"])
     except (ValueError, TypeError, OverflowError, KeyError):
-        return None, f"{raw!r} is not a valid {key.metadata['kind'].__name__}"
+        return None, f"{_shown(raw, key)} is not a valid {key.metadata['kind'].__name__}"
     return value, key.metadata["check"](value)
+
+
+def _shown(raw: Any, key: Any) -> str:
+    """A dict may hold secrets, also one that cannot be read."""
+    return "what is given" if key.metadata["kind"] is dict else repr(raw)
 
 
 _SWITCH = {
@@ -219,9 +236,15 @@ def _convert(raw: Any, kind: type) -> Any:
 
 def _across(values: Settings) -> list[str]:
     problems = [
-        f"CONTAINER_MANAGER['EXECUTORS'][{alias!r}]: needs a dict with `class` and `options`"
-        for alias, entry in values.EXECUTORS.items()
+        f"CONTAINER_MANAGER[{key!r}][{alias!r}]: needs a dict with `class` and `options`"
+        for key in ("EXECUTORS", "PUBLISHERS")
+        for alias, entry in getattr(values, key).items()
         if not isinstance(entry, dict) or not isinstance(entry.get("class"), str)
+    ]
+    problems += [
+        f"CONTAINER_MANAGER['PUBLISHERS'][{alias!r}]: {problem}"
+        for alias, entry in values.PUBLISHERS.items()
+        if (problem := _wrong_with_publisher(alias, entry))
     ]
     if values.LEASE_SECONDS < 3 * values.REQUEST_POLL_SECONDS:
         problems.append(
@@ -230,6 +253,17 @@ def _across(values: Settings) -> list[str]:
     if values.CRASH_AT and not django_settings.DEBUG:
         problems.append("CONTAINER_MANAGER['CRASH_AT']: kills this process; only while DEBUG is on")
     return problems
+
+
+def _wrong_with_publisher(alias: str, entry: Any) -> str:
+    if not isinstance(alias, str) or not _ALIAS.fullmatch(alias):
+        return f"an alias has 1 to {MAX_ALIAS} characters: letters, digits, `_`, `.` and `-`"
+    if not isinstance(entry, dict):
+        return ""
+    unknown = sorted(set(entry) - {"class", "options"})
+    if unknown:
+        return f"knows `class` and `options`, not {', '.join(map(repr, unknown))}"
+    return "" if isinstance(entry.get("options", {}), dict) else "`options` must be a dict"
 
 
 def executors() -> dict[str, dict[str, Any]]:

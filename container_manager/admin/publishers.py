@@ -21,7 +21,11 @@ from container_manager.reports.publishers import PublisherReport
 ON_A_PAGE = 50
 """Dead letters."""
 
-COLOURS = {"well": "open", "behind": "paused", "failing": "dead", "waiting": "paused"}
+COLOURS = {
+    **dict.fromkeys(("behind", "waiting"), "paused"),
+    **dict.fromkeys(("failing", "refused"), "dead"),
+    "ok": "open",
+}
 """State of a publisher to the colour of its word."""
 
 
@@ -64,9 +68,9 @@ class PublisherAdmin(OperatorAdmin):
         """Deliver dead letters again, or discard them when asked twice: the chosen ones, or all."""
         if request.method != "POST" or not access.operates(request.user):
             raise PermissionDenied
-        _found(alias)
+        publisher = _found(alias)
         word = request.POST.get("decision", "")
-        if word not in DECISIONS:
+        if word not in DECISIONS or (word.startswith("redeliver") and not publisher.path):
             raise PermissionDenied
         letters = _chosen(request, alias, all_of_them=word.endswith("_all"))
         if word.startswith("discard") and letters.exists() and "sure" not in request.POST:

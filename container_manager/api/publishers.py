@@ -44,7 +44,7 @@ PUBLISHER = component(
                 **COUNT,
                 "description": "All events up to this one are delivered, or dead letters.",
             },
-            "lag_events": {**COUNT, "description": "Events that it was not told of yet."},
+            "lag": {**COUNT, "description": "Moves that it was not told of yet."},
             "lag_seconds": {
                 **SECONDS,
                 "description": "How long ago the oldest of those happened; 0 when there is none.",
@@ -55,6 +55,11 @@ PUBLISHER = component(
             "failures": {**COUNT, "description": "In a row."},
             "last_error": {"type": "string"},
             "next_try_at": SOMETIME,
+            "refused": {
+                "type": ["integer", "null"],
+                "description": "The event that its receiver refuses; it is tried some times more.",
+            },
+            "tries": {**COUNT, "description": "How often that was refused."},
             "dead_letters": COUNT,
             "wanted_letters": {
                 **COUNT,
@@ -121,8 +126,7 @@ class OnePublisherView(OperatorsView):
         return found
 
     def chosen(self, request: Request, alias: str) -> Any:
-        """The dead letters that the body names. Raises Problem (400, 404)."""
-        self.found(alias)
+        """The dead letters that the body names. Raises Problem (400)."""
         body = read_object(request.data, _CHOICE)
         if ("ids" in body) == ("all" in body):
             raise Problem(400, "invalid", "Give either `ids` or `all`.")
@@ -160,6 +164,8 @@ class RedeliverView(OnePublisherView):
     @operation("Deliver dead letters again", answers={202: CHOSEN}, body=CHOICE)
     def post(self, request: Request, alias: str) -> Response:
         """For operators. The relay delivers them soon; one that is taken is no dead letter more."""
+        if not self.found(alias).path:
+            raise Problem(409, "publisher_removed", "The settings do not name this publisher.")
         count = self.chosen(request, alias).ask_again()
         logger.info("Publisher %s: %s wants %s again", alias, actor(request), _letters(count))
         return Response({"letters": count}, status=202)
@@ -171,6 +177,7 @@ class DiscardView(OnePublisherView):
     @operation("Discard dead letters", answers={200: CHOSEN}, body=CHOICE)
     def post(self, request: Request, alias: str) -> Response:
         """For operators. They are gone; what happened still stands in the history."""
+        self.found(alias)
         count, _of_each = self.chosen(request, alias).delete()
         logger.info("Publisher %s: %s discarded %s", alias, actor(request), _letters(count))
         return Response({"letters": count})

@@ -10,24 +10,27 @@ from typing import Any
 from django.db.models import Count
 
 from container_manager.conf import settings
-from container_manager.models import DeadLetter, Event, PublisherState
+from container_manager.models import DeadLetter, Event, PublisherState, sequencing
 from container_manager.models.base import database_now
 from container_manager.states import Words
 
 USING = "default"
 PATIENCE = timedelta(minutes=1)
-"""A publisher that has failed for so long is told of on the first page."""
+"""For so long a publisher may fail, or be without a relay, before the first page tells of it."""
 SLOW_SECONDS = 10.0
 """Who is so far behind is called so."""
+MOST_UNTOLD = 10_000
+"""Of moves that have no place yet no more are counted."""
 
 
 class PublisherWord(Words):
     """How a publisher is, in one word."""
 
-    WELL = "well", "Everything is delivered, or about to be."
+    OK = "ok", "Everything is delivered, or about to be."
     BEHIND = "behind", f"Events wait for longer than {SLOW_SECONDS:g} seconds."
     FAILING = "failing", "The latest delivery failed; it is tried again, and nothing is lost."
-    WAITING = "waiting", "No relay has served it yet: manage.py relay_events."
+    REFUSED = "refused", "Its receiver refuses an event, which is tried some times more."
+    WAITING = "waiting", "No relay serves it: start manage.py relay_events."
     REMOVED = "removed", "The settings do not name it any more."
 
 
@@ -41,10 +44,10 @@ class PublisherReport:
     state: str
     position: int
     """All events up to this one are delivered, or dead letters."""
-    lag_events: int
-    """Of one that is removed: 0, for nobody is to tell it any more."""
+    lag: int
+    """Moves that it was not told of; of one that is removed 0, for nobody is to tell it more."""
     lag_seconds: float
-    """How long ago the oldest move happened that it was not told of."""
+    """How long ago the first of those happened; 0 where there is none."""
     delivered_at: datetime | None
     failing_since: datetime | None
     failing_seconds: float
@@ -52,6 +55,10 @@ class PublisherReport:
     """In a row."""
     last_error: str
     next_try_at: datetime | None
+    refused: int | None
+    """The event that its receiver refuses; the next one is it."""
+    tries: int
+    """How often that was refused."""
     dead_letters: int
     wanted_letters: int
     """Of the dead letters, those that are to be delivered again."""
@@ -68,7 +75,9 @@ class PublisherReport:
     @property
     def alarms(self) -> bool:
         """Should an operator look at it?"""
-        return self.failing_seconds >= PATIENCE.total_seconds() or bool(self.dead_letters)
+        patience = PATIENCE.total_seconds()
+        left = self.state == PublisherWord.WAITING and self.lag_seconds >= patience
+        return left or self.failing_seconds >= patience or bool(self.dead_letters)
 
     def as_json(self) -> dict[str, Any]:
         moments = ("delivered_at", "failing_since", "next_try_at")
@@ -90,6 +99,8 @@ class _Ground:
     """Alias to how many there are, and how many are wanted again."""
     waiting: Mapping[int, datetime]
     """Position to when the oldest move behind it happened."""
+    untold: int
+    """Moves that have no place among the events yet."""
 
 
 def publishers() -> list[PublisherReport]:
@@ -125,17 +136,21 @@ def letter_as_json(letter: DeadLetter) -> dict[str, Any]:
 
 def _ground(rows: Iterable[PublisherState]) -> _Ground:
     newest = Event.objects.using(USING).newest()
+    untold = sequencing.untold(USING)
     counted = (
         DeadLetter.objects.using(USING)
         .order_by()
         .values_list("publisher")
         .annotate(Count("pk"), Count("wanted_at"))
     )
+    waiting = _waiting({row.position for row in rows if row.position < newest})
+    first = untold.order_by("commit_order").values_list("changed_at", flat=True).first()
     return _Ground(
         now=database_now(USING),
         newest=newest,
         letters={alias: (count, wanted) for alias, count, wanted in counted},
-        waiting=_waiting({row.position for row in rows if row.position < newest}),
+        waiting=waiting if first is None else {newest: first} | waiting,
+        untold=untold[:MOST_UNTOLD].count() if first else 0,
     )
 
 
@@ -155,14 +170,14 @@ def _report(
 ) -> PublisherReport:
     state = row or PublisherState(alias=alias, position=ground.newest)
     count, wanted = ground.letters.get(alias, (0, 0))
-    lag_events = max(0, ground.newest - state.position) if entry else 0
-    lag_seconds = _seconds(ground.waiting.get(state.position), ground.now) if lag_events else 0.0
+    lag = max(0, ground.newest - state.position) + ground.untold if entry else 0
+    lag_seconds = _seconds(ground.waiting.get(state.position), ground.now) if lag else 0.0
     return PublisherReport(
         alias=alias,
         path=entry["class"] if entry else "",
-        state=_word(row, entry, lag_seconds),
+        state=str(_word(row, entry, lag_seconds, ground.now)),
         position=state.position,
-        lag_events=lag_events,
+        lag=lag,
         lag_seconds=lag_seconds,
         delivered_at=state.delivered_at,
         failing_since=state.failing_since,
@@ -170,19 +185,29 @@ def _report(
         failures=state.failures,
         last_error=state.last_error,
         next_try_at=state.next_try_at,
+        refused=state.refused,
+        tries=state.tries,
         dead_letters=count,
         wanted_letters=wanted,
     )
 
 
-def _word(row: PublisherState | None, entry: Any, lag_seconds: float) -> str:
+def _word(
+    row: PublisherState | None, entry: Any, lag_seconds: float, now: datetime
+) -> PublisherWord:
     if entry is None:
-        return str(PublisherWord.REMOVED)
-    if row is None:
-        return str(PublisherWord.WAITING)
+        return PublisherWord.REMOVED
+    if row is None or not _is_served(row, now):
+        return PublisherWord.WAITING
     if row.failing_since is not None:
-        return str(PublisherWord.FAILING)
-    return str(PublisherWord.BEHIND if lag_seconds > SLOW_SECONDS else PublisherWord.WELL)
+        return PublisherWord.FAILING if row.refused is None else PublisherWord.REFUSED
+    return PublisherWord.BEHIND if lag_seconds > SLOW_SECONDS else PublisherWord.OK
+
+
+def _is_served(row: PublisherState, now: datetime) -> bool:
+    """By one look at the database's clock; who wants to take it over looks twice at its beat."""
+    beats = timedelta(seconds=settings.LEASE_SECONDS)
+    return row.holder is not None and now - row.updated_at <= beats
 
 
 def _seconds(since: datetime | None, now: datetime) -> float:

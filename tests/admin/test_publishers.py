@@ -12,7 +12,7 @@ from django.test import Client
 
 from container_manager.models import DeadLetter
 from tests.admin.conftest import HOSTILE, url
-from tests.support.publishers import configured, happened, letter, named, publisher_row
+from tests.support.publisher_rows import configured, happened, letter, named, publisher_row
 
 __all__ = ["configured", "named"]
 
@@ -40,7 +40,7 @@ def test_publishers_are_shown_in_words(operator: Client, named: Callable[..., No
     letter("away")
     for address in (PUBLISHERS, url("live", model="publisherstate")):
         page = operator.get(address).content.decode()
-        for word in ("well", "failing", "behind", "waiting", "removed"):
+        for word in ("ok", "failing", "behind", "waiting", "removed"):
             assert f">{word}</span>" in page
         assert "https://hooks.example.org answered 503" in page
         assert "3 events" in page
@@ -95,7 +95,8 @@ def test_many_letters_come_in_pages(operator: Client) -> None:
     assert operator.get(f"{page_url()}?page=x").status_code == 200
 
 
-def test_chosen_letters_are_asked_for_again(operator: Client) -> None:
+def test_chosen_letters_are_asked_for_again(operator: Client, named: Callable[..., None]) -> None:
+    named("ours")
     publisher_row()
     first, _second = letter(sequence=1), letter(sequence=2)
     page = steer(operator, "redeliver", first).content.decode()
@@ -122,7 +123,10 @@ def test_discarding_is_asked_twice(operator: Client) -> None:
 
 
 @pytest.mark.parametrize("decision", ["redeliver", "discard"])
-def test_who_chooses_nothing_is_told(operator: Client, decision: str) -> None:
+def test_who_chooses_nothing_is_told(
+    operator: Client, named: Callable[..., None], decision: str
+) -> None:
+    named("ours")
     publisher_row()
     letter("theirs")
     address = url("steer", "ours", model="publisherstate")
@@ -139,6 +143,16 @@ def test_other_decisions_are_refused(operator: Client, decision: str) -> None:
     assert DeadLetter.objects.filter(wanted_at=None).count() == 1
 
 
+def test_what_the_settings_do_not_name_is_only_discarded(operator: Client) -> None:
+    publisher_row()
+    letter()
+    page = operator.get(page_url()).content.decode()
+    assert "Discard all" in page
+    assert "Deliver all again" not in page
+    assert steer(operator, "redeliver_all").status_code == 403
+    assert not DeadLetter.objects.wanted().exists()
+
+
 def test_looking_changes_nothing(operator: Client) -> None:
     publisher_row()
     letter()
@@ -147,7 +161,10 @@ def test_looking_changes_nothing(operator: Client) -> None:
     assert DeadLetter.objects.exists()
 
 
-def test_who_may_look_steers_nothing(person: Callable[..., Client]) -> None:
+def test_who_may_look_steers_nothing(
+    person: Callable[..., Client], named: Callable[..., None]
+) -> None:
+    named("ours")
     publisher_row()
     letter()
     viewer = person("viewer", "view_containerjob")
@@ -191,19 +208,21 @@ def trouble(client: Client) -> list[str]:
 def test_the_first_page_tells_of_publishers_that_need_somebody(
     operator: Client, named: Callable[..., None]
 ) -> None:
-    named("ours", "brief", "dead", "well")
-    happened(2)
+    named("ours", "brief", "dead", "well", "left")
+    happened(2, ago=90)
     publisher_row("ours", failing_for=70, position=1)
     publisher_row("brief", failing_for=20)
     publisher_row("dead", position=2)
     publisher_row("well", position=2)
+    publisher_row("left", position=0, holder=None)
     letter("dead")
-    assert trouble(operator) == ["dead", "ours"]
+    assert trouble(operator) == ["dead", "left", "ours"]
     page = operator.get("/admin/").content.decode()
     assert page_url("ours") in page
     assert "https://hooks.example.org answered 503" in page
     assert "1 event waits" in page
     assert "1 dead letter" in page
+    assert "is served by no relay, 2 events wait" in page
 
 
 def test_who_sees_no_publishers_is_not_told_of_them(person: Callable[..., Client]) -> None:

@@ -15,7 +15,7 @@ import pytest
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 
 from tests.support.api_docs import METHODS, document
-from tests.support.publishers import LOG, letter, publisher_row
+from tests.support.publisher_rows import LOG, letter, publisher_row
 from tests.support.web import Person, Site, make_person, some_site, workers
 from tests.support.workers import ROOT, Workers
 

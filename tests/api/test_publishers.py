@@ -8,9 +8,11 @@ from uuid import uuid4
 import pytest
 from django.utils import timezone
 
-from container_manager.models import DeadLetter, PublisherState
+from container_manager.models import DeadLetter, Event, PublisherState
+from container_manager.models.sequencing import take_all
+from tests.factories import JobFactory
 from tests.support.api import Api, a_person, an_operator, problem
-from tests.support.publishers import LOG, configured, happened, letter, named, publisher_row
+from tests.support.publisher_rows import LOG, configured, happened, letter, named, publisher_row
 
 __all__ = ["configured", "named"]
 
@@ -80,7 +82,7 @@ def test_a_publisher_tells_how_far_it_has_come(api, named):
     publisher_row(position=3, delivered_at=delivered)
     (told,) = api.get("publishers/").json()["results"]
     assert (told["alias"], told["path"], told["state"]) == ("ours", LOG, "behind")
-    assert (told["position"], told["lag_events"]) == (3, 2)
+    assert (told["position"], told["lag"]) == (3, 2)
     assert 100 <= told["lag_seconds"] < 200
     assert told["delivered_at"] == delivered.isoformat()
     assert (told["failing_since"], told["failures"], told["last_error"]) == (None, 0, "")
@@ -92,7 +94,7 @@ def test_one_that_has_delivered_all_is_well(api, named):
     happened(3, ago=600)
     publisher_row(position=3)
     told = api.get("publishers/ours/").json()
-    assert (told["state"], told["lag_events"], told["lag_seconds"]) == ("well", 0, 0.0)
+    assert (told["state"], told["lag"], told["lag_seconds"]) == ("ok", 0, 0.0)
 
 
 def test_one_that_fails_tells_since_when_and_why(api, named):
@@ -108,10 +110,31 @@ def test_the_age_of_what_waits_is_told_when_the_oldest_was_thrown_away(api, name
     named("ours")
     happened(3, ago=600)
     publisher_row(position=0)
-    from container_manager.models import Event
-
     Event.objects.filter(sequence=1).delete()
     assert 600 <= api.get("publishers/ours/").json()["lag_seconds"] < 700
+
+
+def test_one_whose_receiver_refuses_an_event_says_which(api, named):
+    named("ours")
+    publisher_row(failing_for=5, refused=7, tries=2)
+    told = api.get("publishers/ours/").json()
+    assert (told["state"], told["refused"], told["tries"]) == ("refused", 7, 2)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("how", [{"holder": None}, {"updated_at": 1_000}])
+def test_one_that_no_relay_serves_is_waiting_and_what_has_no_place_yet_counts(how, api, named):
+    named("ours")
+    ago = how.pop("updated_at", 0)
+    publisher_row(**how, updated_at=timezone.now() - timedelta(seconds=ago))
+    assert api.get("publishers/ours/").json()["lag"] == 0
+    for _ in range(3):
+        JobFactory()
+    told = api.get("publishers/ours/").json()
+    assert (told["state"], told["lag"]) == ("waiting", 3)
+    assert told["lag_seconds"] > 0
+    take_all()
+    assert api.get("publishers/ours/").json()["lag"] == 3
 
 
 def test_one_that_no_relay_has_served_and_one_that_is_gone_from_the_settings(api, named):
@@ -152,7 +175,7 @@ def test_lists_cost_no_query_per_row(api, named, django_assert_max_num_queries):
     for number in range(20):
         publisher_row(f"p{number}", position=number)
         letter(f"p{number}", number)
-    with django_assert_max_num_queries(4 + 6):
+    with django_assert_max_num_queries(4 + 8):
         assert api.get("publishers/", limit=100).json()["count"] == 20
 
 
@@ -172,7 +195,8 @@ def test_dead_letters_are_listed_with_their_event_as_they_happened(api):
     assert len(api.get("publishers/ours/dead-letters/", limit=1).json()["results"]) == 1
 
 
-def test_chosen_ones_are_asked_for_again(api):
+def test_chosen_ones_are_asked_for_again(api, named):
+    named("ours")
     publisher_row()
     first, second, theirs = letter(sequence=1), letter(sequence=2), letter("theirs", 1)
     answer = do(api, "redeliver", {"ids": [str(first.pk), str(theirs.pk), str(uuid4())]})
@@ -213,7 +237,8 @@ def test_chosen_ones_are_discarded(api):
     ],
 )
 @pytest.mark.parametrize("verb", VERBS)
-def test_who_does_not_say_which_does_nothing(verb, body, api):
+def test_who_does_not_say_which_does_nothing(verb, body, api, named):
+    named("ours")
     publisher_row()
     letter()
     problem(do(api, verb, body), 400, "invalid")
@@ -223,3 +248,11 @@ def test_who_does_not_say_which_does_nothing(verb, body, api):
 @pytest.mark.parametrize("verb", VERBS)
 def test_letters_of_nobody_are_404(verb, api):
     problem(do(api, verb, {"all": True}, alias="nobody"), 404, "not_found")
+
+
+def test_nobody_delivers_letters_of_a_publisher_that_is_gone_from_the_settings(api):
+    publisher_row()
+    letter()
+    problem(do(api, "redeliver", {"all": True}), 409, "publisher_removed")
+    assert not DeadLetter.objects.wanted().exists()
+    assert do(api, "discard", {"all": True}).json() == {"letters": 1}

@@ -16,7 +16,7 @@ from container_manager import lifecycle
 from container_manager.models import ContainerJob, Dag, DagRun, Event, TaskInstance, acting_as
 from container_manager.workflows import dags
 from tests.browser.conftest import PATIENCE_MILLISECONDS
-from tests.support.publishers import happened, letter, publisher_row
+from tests.support.publisher_rows import happened, letter, publisher_row
 from tests.support.web import Person, Site, some_site
 from tests.support.workers import Workers, settled, wait_for
 from tests.workflows.driving import made, play, started, task
@@ -38,7 +38,11 @@ def live_site(workers: Workers, tmp_path: Path) -> Iterator[Site]:
         alias: {"class": "container_manager.events.webhook.WebhookPublisher", "options": {}}
         for alias in ("audit", "billing", "chat")
     }
-    with some_site(tmp_path, workers, CONTAINER_MANAGER_PUBLISHERS=json.dumps(named)) as site:
+    given = {
+        "CONTAINER_MANAGER_PUBLISHERS": json.dumps(named),
+        "CONTAINER_MANAGER_LEASE_SECONDS": "3600",
+    }
+    with some_site(tmp_path, workers, **given) as site:
         yield site
 
 

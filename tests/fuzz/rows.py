@@ -12,7 +12,7 @@ from container_manager.models import ContainerJob, Dag, JobAttempt, JobLog, Queu
 from container_manager.states import LAUNCHED, JobStatus, Phase, Stream
 from tests.factories import AttemptFactory, JobFactory
 from tests.fuzz import flows
-from tests.support.publishers import letter, publisher_row
+from tests.support.publisher_rows import letter, publisher_row
 from tests.support.web import PASSWORD, Person, make_person
 
 STATES: dict[str, tuple[JobStatus, ...]] = {
