@@ -1,4 +1,4 @@
-"""The commands of docs/api.md, run against the server as the page has them."""
+"""The commands of docs/api.md and docs/streams.md, run against the server as they stand there."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 
 from tests.support.api_docs import METHODS, document
+from tests.support.fault_proxy import FaultProxy
 from tests.support.publisher_rows import LOG, letter, publisher_row
+from tests.support.running import queue_job
 from tests.support.web import Person, Site, make_person, some_site, workers
 from tests.support.workers import ROOT, Workers
 
@@ -26,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here"),
 ]
 
-PAGE = (ROOT / "docs/api.md").read_text()
+PAGES = ["api", "streams"]
 NAME = "admin"
 PASSWORD = "what make run printed"
 SERVER = "http://127.0.0.1:8000"
@@ -64,21 +67,27 @@ class Shown:
         return set(re.findall(r'"(\w+)":', self.answer.partition("\n\n")[2]))
 
 
-def shown() -> list[Shown]:
-    """The blocks of the page in its order; the first one only prepares the shell."""
-    blocks = re.findall(r"^```(sh|http)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)[1:]
+def blocks_of(page: str, *kinds: str) -> list[tuple[str, str]]:
+    """Kind and text of each, in the order of the page."""
+    text = (ROOT / f"docs/{page}.md").read_text()
+    return re.findall(rf"^```({'|'.join(kinds)})\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def shown(page: str) -> list[Shown]:
+    """What is run; the first block only prepares the shell."""
+    blocks = blocks_of(page, "sh", "http")[1:]
     kinds = [kind for kind, _text in blocks]
     assert kinds == ["sh", "http"] * (len(blocks) // 2), "each command has its answer below it"
     texts = [text for _kind, text in blocks]
     return [Shown(*pair) for pair in zip(texts[::2], texts[1::2], strict=True)]
 
 
-def script(url: str) -> str:
+def script(page: str, url: str) -> str:
     """All commands in one shell, as a reader has them; what each got stays in files."""
-    (prepared, *_) = re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    (_, prepared), *_ = blocks_of(page, "sh")
     steps = [
         f"rm -f answer.*\n{each.command}\nfor kept in answer.*; do mv $kept {number}.$kept; done"
-        for number, each in enumerate(shown())
+        for number, each in enumerate(shown(page))
     ]
     return "\n".join(["set -eu", CURL, prepared.replace(SERVER, url), *steps])
 
@@ -92,6 +101,11 @@ def admin(transactional_db: None) -> Person:
     return person
 
 
+@pytest.fixture(params=PAGES)
+def page(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
 def live_site(workers: Workers, tmp_path: Path) -> Iterator[Site]:
     """A site whose settings name a publisher, which has trouble."""
@@ -103,13 +117,13 @@ def live_site(workers: Workers, tmp_path: Path) -> Iterator[Site]:
 
 
 @pytest.fixture
-def ran(admin: Person, workers: Workers, live_site: Site, tmp_path: Path) -> Path:
+def ran(page: str, admin: Person, workers: Workers, live_site: Site, tmp_path: Path) -> Path:
     """Where the shell ran that did all that the page says."""
     workers.start("--concurrency", "4").wait_until_started()
     workers.start_scheduler()
     directory = tmp_path / "shell"
     directory.mkdir()
-    command = ["bash", "-c", script(live_site.url)]
+    command = ["bash", "-c", script(page, live_site.url)]
     done = subprocess.run(
         command, cwd=directory, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
@@ -118,15 +132,16 @@ def ran(admin: Person, workers: Workers, live_site: Site, tmp_path: Path) -> Pat
 
 
 def test_every_command_of_the_page_gets_the_answer_that_is_shown(
-    ran: Path, live_site: Site
+    page: str, ran: Path, live_site: Site
 ) -> None:
     wrong = [
         f"{each.command}\n{told}"
-        for number, each in enumerate(shown())
+        for number, each in enumerate(shown(page))
         for told in differences(each, ran, number)
     ]
     assert not wrong, "\n".join(wrong)
-    assert documented() - called(live_site.said) == set(), "the page has a command for each"
+    if page == "api":
+        assert documented() - called(live_site.said) == set(), "the page has a command for each"
 
 
 def differences(each: Shown, directory: Path, number: int) -> Iterator[str]:
@@ -166,3 +181,24 @@ def called(log: str) -> set[str]:
 def _form(path: str) -> str:
     ids = r"(?<=/)([0-9a-f]{8}-[0-9a-f-]{27}|(?<=/queues/)[^/]+|(?<=/publishers/)[^/]+)(?=/)"
     return re.sub(ids, "{}", f"{path.rstrip('/')}/")
+
+
+def test_the_client_of_the_page_misses_nothing_however_often_the_line_breaks(
+    live_site: Site, workers: Workers, admin: Person
+) -> None:
+    client: dict[str, Any] = {}
+    ((_, source),) = blocks_of("streams", "python")
+    exec(source, client)  # noqa: S102
+    host = urlsplit(live_site.url)
+    job = queue_job("process", "for i in $(seq 60); do echo line $i; sleep 0.05; done")
+    workers.start()
+    with FaultProxy(at=("127.0.0.1", 0), to=(str(host.hostname), int(host.port or 0))) as line:
+        url = f"http://{line.address[0]}:{line.address[1]}/api/v1/jobs/{job.pk}/logs/?follow=1"
+        printed = ""
+        for number, (event, data, _id) in enumerate(client["follow"](url, admin.headers)):
+            printed += data.get("text", "")
+            if event == "end":
+                break
+            if number % 10 == 5:
+                line.reset()
+    assert printed == "".join(f"line {number}\n" for number in range(1, 61))
