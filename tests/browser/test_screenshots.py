@@ -14,6 +14,7 @@ from playwright.sync_api import Page, expect
 
 from container_manager import lifecycle
 from container_manager.models import ContainerJob, Dag, DagRun, Event, TaskInstance, acting_as
+from container_manager.models.sequencing import take_all
 from container_manager.workflows import dags
 from tests.browser.conftest import PATIENCE_MILLISECONDS
 from tests.support.publisher_rows import happened, letter, publisher_row
@@ -140,6 +141,7 @@ def a_workflow(owner: Person) -> tuple[Dag, DagRun]:
 
 def told_of_events() -> None:
     """Three publishers, of which one has trouble."""
+    take_all()
     happened(400, ago=200)
     now = timezone.now()
     publisher_row("audit", position=Event.objects.newest(), delivered_at=now)
