@@ -16,7 +16,8 @@ class ContainerManagerConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from container_manager import checks, crashes, guarding
+        from container_manager import checks, crashes, guarding, outbox
+        from container_manager.events import feed
 
         django_checks.register(checks.settings_are_valid)
         django_checks.register(checks.deployment_is_safe, deploy=True)
@@ -24,6 +25,7 @@ class ContainerManagerConfig(AppConfig):
         pre_migrate.connect(guarding.before_migrate, sender=self)
         post_migrate.connect(guarding.after_migrate)
         setting_changed.connect(_reload_settings)
+        feed.use(outbox.FeedSource())
         crashes.arm_as_told()
 
 

@@ -17,8 +17,9 @@ RETRY_SECONDS = 5.0
 class Listener:
     """LISTEN over a connection of its own, which no pool and no PgBouncer may share."""
 
-    def __init__(self, channel: str, wake: Callable[[], None], using: str = "default") -> None:
-        self._channel = channel
+    def __init__(self, channels: str, wake: Callable[[], None], using: str = "default") -> None:
+        """`channels`: one or, with blanks between them, several."""
+        self._channels = channels.split()
         self._wake = wake
         self._using = using
         self._ended = threading.Event()
@@ -48,7 +49,8 @@ class Listener:
         ours = {"cursor_factory", "context", "prepare_threshold", "pool", "row_factory"}
         parameters = {key: value for key, value in given.items() if key not in ours}
         with psycopg.connect(**parameters, autocommit=True) as connection:
-            connection.execute(f"LISTEN {self._channel}")
+            for channel in self._channels:
+                connection.execute(f"LISTEN {channel}")
             while not self._ended.is_set():
                 for _ in connection.notifies(timeout=1.0, stop_after=1):
                     self._wake()

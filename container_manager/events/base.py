@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from importlib import import_module
 from typing import Any, Self
 from uuid import UUID
+
+from container_manager.states import JobStatus, WorkflowState
 
 KEYS = (
     *("id", "entity_type", "entity_id", "old_state", "new_state", "version", "attempt"),
     *("actor", "reason", "metadata", "changed_at"),
 )
 """What the JSON of an event has, in this order."""
+
+STATES: dict[str, tuple[str, ...]] = {
+    "job": tuple(JobStatus.values),
+    "dag_run": tuple(WorkflowState.values),
+    "task_instance": tuple(WorkflowState.values),
+}
+"""The types of entities that events tell of, and the states of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,8 @@ class TransitionEvent:
     changed_at: datetime
     sequence: int = 0
     """Its place among all events, without gaps; from it anybody goes on. Not part of the JSON."""
+    owner: Any = field(default=None, compare=False, repr=False)
+    """The key of whose it was, where it was read from the database. Not part of the JSON."""
 
     def as_json(self) -> dict[str, Any]:
         """The keys of KEYS, with values that JSON has."""
@@ -69,6 +81,38 @@ class TransitionEvent:
 
     def __str__(self) -> str:
         return f"{self.entity_type} {self.entity_id}: {self.old_state} -> {self.new_state}"
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which events somebody wants: of these types, states and entities; empty: of all."""
+
+    entity_types: frozenset[str] = frozenset()
+    states: frozenset[str] = frozenset()
+    entity_ids: frozenset[UUID] = frozenset()
+
+    @classmethod
+    def of(
+        cls,
+        entity_types: Iterable[str] = (),
+        states: Iterable[str] = (),
+        entity_ids: Iterable[UUID] = (),
+    ) -> Self:
+        """Raises ValueError for a type or a state that there is not, or that no type has."""
+        wanted = cls(frozenset(entity_types), frozenset(states), frozenset(entity_ids))
+        for name in sorted(wanted.entity_types - STATES.keys()):
+            raise ValueError(f"there is no entity type {name!r}, but {', '.join(STATES)}")
+        known = {word for name in wanted.entity_types or STATES for word in STATES[name]}
+        for state in sorted(wanted.states - known):
+            raise ValueError(f"there is no state {state!r}, but {', '.join(sorted(known))}")
+        return wanted
+
+    def wants(self, event: TransitionEvent) -> bool:
+        return (
+            (not self.entity_types or event.entity_type in self.entity_types)
+            and (not self.states or event.new_state in self.states)
+            and (not self.entity_ids or event.entity_id in self.entity_ids)
+        )
 
 
 # What may go wrong --------------------------------------------------------------------------------
@@ -113,8 +157,12 @@ class Standing:
 class Publisher(ABC):
     """Tells events to somebody outside; one thread uses it at a time.
 
-    Made of the `options` in the settings, as keyword arguments. The constructor calls nobody.
+    Made of the `options` in the settings, as keyword arguments. The constructor calls nobody; it
+    raises ValueError or TypeError for options that make no sense.
     """
+
+    max_tries = 10
+    """How often an event may be refused before it is put among the dead letters."""
 
     def begin(self, standing: Standing) -> int:
         """The sequence behind which to go on; asked before the first event, and when out of step.
@@ -130,3 +178,15 @@ class Publisher(ABC):
 
     def close(self) -> None:  # noqa: B027  most have nothing to let go of
         """Let go of connections; it may be used again afterwards."""
+
+
+def make(path: str, options: Mapping[str, Any] | None = None) -> Publisher:
+    """The publisher of this class. Raises ValueError, which says what is wrong with it."""
+    module, _, name = path.rpartition(".")
+    try:
+        made = getattr(import_module(module), name)(**(options or {}))
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(made, Publisher):
+        raise ValueError(f"{path}: is no Publisher")
+    return made
