@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -54,7 +54,7 @@ def publishers() -> list[PublisherReport]:
     configured = conf.settings.PUBLISHERS
     rows = PublisherState.objects.in_bulk()
     newest, now = Event.objects.newest(), database_now("default")
-    made = _made_behind(row.position for row in rows.values() if row.position < newest)
+    made = _made_behind({row.position for row in rows.values() if row.position < newest})
     letters = DeadLetter.objects.order_by().values_list("publisher").annotate(Count("pk"))
     return [
         _report(
@@ -65,13 +65,15 @@ def publishers() -> list[PublisherReport]:
     ]
 
 
-def _made_behind(positions: Any) -> dict[int, datetime]:
+def _made_behind(positions: Collection[int]) -> dict[int, datetime]:
     """When the first event that is kept behind each of these was made."""
-    return {
-        position: row["created_at"]
-        for position in set(positions)
-        if (row := Event.objects.after(position).values("created_at").first())
-    }
+    next_ones = Event.objects.filter(sequence__in=[position + 1 for position in positions])
+    made = dict(next_ones.order_by().values_list("sequence", "created_at"))
+    first = Event.objects.order_by("sequence").values_list("sequence", "created_at").first()
+    found = {position: made[position + 1] for position in positions if position + 1 in made}
+    if first is None:
+        return found
+    return {position: first[1] for position in positions if position < first[0]} | found
 
 
 def _report(
