@@ -18,10 +18,11 @@ from rest_framework.request import Request
 from container_manager import __version__, guarding, schema
 from container_manager.api.asking import Asking
 from container_manager.api.base import BaseView, Response
-from container_manager.api.machinery import COUNT, closed
+from container_manager.api.machinery import COUNT, SECONDS, closed
 from container_manager.api.operations import component, operation
 from container_manager.models import ProcessKind
-from container_manager.reports import machinery
+from container_manager.reports import machinery, publishers
+from container_manager.reports.publishers import PublisherReport
 
 logger = logging.getLogger("container_manager")
 
@@ -31,6 +32,14 @@ PATIENCE = 2.0
 REDIS_PATIENCE = 1.0
 
 EXECUTORS = closed({"configured": COUNT, "available": COUNT})
+PUBLISHERS = closed(
+    {
+        "configured": COUNT,
+        "failing": COUNT,
+        "lag_events": {**COUNT, "description": "Of the one that is furthest behind."},
+        "lag_seconds": {**SECONDS, "description": "For so long its oldest event has waited."},
+    }
+)
 PROCESSES = closed({"total": COUNT, "alive": COUNT})
 HEALTH = component(
     "Health",
@@ -45,6 +54,7 @@ HEALTH = component(
             "workers": PROCESSES,
             "schedulers": PROCESSES,
             "relays": PROCESSES,
+            "publishers": PUBLISHERS,
         }
     ),
 )
@@ -147,6 +157,7 @@ def _readiness() -> dict[str, bool]:
 _NOTHING_KNOWN: Fleet = {
     "executors": {"configured": 0, "available": 0},
     **{kind: {"total": 0, "alive": 0} for kind in ("workers", "schedulers", "relays")},
+    "publishers": {"configured": 0, "failing": 0, "lag_events": 0, "lag_seconds": 0.0},
 }
 
 
@@ -160,6 +171,16 @@ def _fleet() -> Fleet:
         "workers": _living(machinery.workers()),
         "schedulers": _living([each for each in processes if each.kind == ProcessKind.SCHEDULER]),
         "relays": _living([each for each in processes if each.kind == ProcessKind.RELAY]),
+        "publishers": _behind([each for each in publishers.publishers() if each.configured]),
+    }
+
+
+def _behind(reports: Sequence[PublisherReport]) -> dict[str, float]:
+    return {
+        "configured": len(reports),
+        "failing": sum(each.failing_since is not None for each in reports),
+        "lag_events": max((each.lag for each in reports), default=0),
+        "lag_seconds": round(max((each.lag_seconds for each in reports), default=0.0), 1),
     }
 
 

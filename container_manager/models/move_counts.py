@@ -74,6 +74,8 @@ def fold(limit: int = FOLDED_AT_ONCE, *, using: str = USING, wait: bool = False)
 
     0: there are none, or another is at it; with `wait` it is never the latter.
     """
+    if not behind(using):
+        return 0
     with transaction.atomic(using=using):
         rows = MoveCounter.objects.using(using)
         if not rows.exists():  # after a flush

@@ -19,11 +19,9 @@ from container_manager.models import (
     ContainerJob,
     Dag,
     DagRun,
-    DeadLetter,
     Event,
     JobAttempt,
     ProcessKind,
-    PublisherState,
     Queue,
     TaskInstance,
     move_counts,
@@ -32,7 +30,7 @@ from container_manager.models import (
 from container_manager.models.base import database_now
 from container_manager.models.job_counts import counts_by_queue
 from container_manager.models.lanes import oldest_by_queue
-from container_manager.reports import machinery, metrics
+from container_manager.reports import machinery, metrics, publishers
 from container_manager.reports.metrics import Told
 from container_manager.states import JobStatus, WorkflowState
 
@@ -209,33 +207,13 @@ def _workflows(told: Told, now: datetime) -> None:
 
 
 def _publishers(told: Told, now: datetime) -> None:
-    newest = Event.objects.newest()
-    told.set(metrics.EVENTS, newest)
-    letters = dict(
-        DeadLetter.objects.order_by().values_list("publisher").annotate(letters=Count("pk"))
-    )
-    rows = list(PublisherState.objects.order_by("alias"))
-    shown = _shown([*(row.alias for row in rows), *sorted(letters)])
-    waiting = _waiting_since([row.position for row in rows])
-    for row in rows:
-        alias = shown(row.alias)
-        told.raise_to(metrics.LAG, max(0, newest - row.position), alias)
-        told.raise_to(metrics.LAG_FOR, _seconds(waiting(row.position), now), alias)
-        told.raise_to(metrics.FAILURES, row.failures, alias)
-        told.raise_to(metrics.FAILING_FOR, _seconds(row.failing_since, now), alias)
-        told.add(metrics.LETTERS, 0, alias)
-    for name, count in letters.items():
-        told.add(metrics.LETTERS, count, shown(name))
-
-
-def _waiting_since(positions: Collection[int]) -> Callable[[int], datetime | None]:
-    """Of a position, since when the event behind it waits; of one that is pruned, the oldest."""
-    behind = Event.objects.filter(sequence__in=[position + 1 for position in positions])
-    oldest = Event.objects.order_by("sequence")[:1]
-    moments = [dict(rows.values_list("sequence", "created_at")) for rows in (oldest, behind)]
-    first = min(moments[0], default=0)
-
-    def since(position: int) -> datetime | None:
-        return moments[0][first] if position + 1 < first else moments[1].get(position + 1)
-
-    return since
+    told.set(metrics.EVENTS, Event.objects.newest())
+    found = [each for each in publishers.publishers() if each.configured]
+    shown = _shown([each.alias for each in found])
+    for each in found:
+        alias = shown(each.alias)
+        told.raise_to(metrics.LAG, each.lag, alias)
+        told.raise_to(metrics.LAG_FOR, each.lag_seconds, alias)
+        told.raise_to(metrics.FAILURES, each.failures, alias)
+        told.raise_to(metrics.FAILING_FOR, _seconds(each.failing_since, now), alias)
+        told.add(metrics.LETTERS, each.dead_letters, alias)

@@ -64,6 +64,11 @@ class PublisherReport:
     """Of the dead letters, those that are to be delivered again."""
 
     @property
+    def configured(self) -> bool:
+        """Do the settings name it?"""
+        return bool(self.path)
+
+    @property
     def kind(self) -> str:
         """The name of its class."""
         return self.path.rpartition(".")[2]

@@ -18,8 +18,17 @@ from container_manager import schema
 from container_manager.conf import settings
 from container_manager.duties import Duty, Turns
 from container_manager.events.base import Publisher, make
-from container_manager.models import DeadLetter, Event, Installation, PublisherState, sequencing
+from container_manager.models import (
+    DeadLetter,
+    Event,
+    Installation,
+    ProcessKind,
+    PublisherState,
+    move_counts,
+    sequencing,
+)
 from container_manager.outbox import Outbox, forget_old
+from container_manager.signs import SignOfLife
 from container_manager.worker.delivery import Delivery
 
 logger = logging.getLogger("container_manager")
@@ -30,6 +39,7 @@ SOON = (0.05, 0.1, 0.2)
 PIECE_SECONDS = 0.25
 """For so long the main thread waits at most: the signal that says `stop` cannot wake it."""
 
+COUNT_SECONDS = 2.0
 FORGET_SECONDS = 60.0
 AT_ONCE, MOST = 1_000, 100_000
 
@@ -45,9 +55,10 @@ def publishers() -> dict[str, Publisher]:
 class Relay:
     """One relay from its start to its orderly end."""
 
-    def __init__(self, *, until_idle: bool = False) -> None:
+    def __init__(self, *, until_idle: bool = False, name: str = "") -> None:
         """Raises ValueError for a publisher that cannot be made."""
         self.id = uuid.uuid4()
+        self._sign = SignOfLife(ProcessKind.RELAY, name)
         self._publishers = publishers()
         self._until_idle = until_idle
         self._stopping = self._idle = self._outdated = False
@@ -58,10 +69,17 @@ class Relay:
         self._duties = [
             Duty("giving events their places", self._sequence),
             Duty("beating", self._beat, settings.LEASE_SECONDS / 3),
+            Duty("giving a sign of life", self._sign),
+            Duty("counting moves", self._count, COUNT_SECONDS),
             Duty("forgetting old events", self._forget, FORGET_SECONDS),
             Duty("comparing the schema", self._compare_schema, 5.0),
             Duty("looking for an end", self._look_for_an_end),
         ]
+
+    @property
+    def name(self) -> str:
+        """What the lists of processes call it."""
+        return self._sign.name
 
     def stop(self) -> None:
         """End after what is being done; only a flag, so that a signal handler may say it."""
@@ -75,6 +93,9 @@ class Relay:
         while not (self._stopping or self._idle):
             self._turns.take(self._duties)
         self._end()
+        self._turns.insist("counting moves", self._count)
+        self._turns.insist("taking back the sign of life", self._sign.end)
+        connection.close()
         logger.info("Relay: ended")
         return 1 if self._outdated else 0
 
@@ -95,7 +116,6 @@ class Relay:
         for delivery in self._deliveries:
             if not delivery.join(ends_at - time.monotonic()):
                 logger.warning("Publisher %s: still at a batch, left alone", delivery.alias)
-        connection.close()
 
     # Duties
 
@@ -107,7 +127,12 @@ class Relay:
     def _beat(self) -> None:
         PublisherState.objects.filter(holder=self.id).update(beat=F("beat") + 1, updated_at=Now())
 
+    def _count(self) -> None:
+        """In pieces: events are waited for, their counts are not."""
+        move_counts.fold()
+
     def _forget(self) -> None:
+        move_counts.fold_all()
         for _ in range(MOST // AT_ONCE):
             if self._stopping or forget_old(AT_ONCE) < AT_ONCE:
                 break

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import socket
+from datetime import timedelta
 
 import pytest
 import requests
 from django.db import connection
 from django.db.migrations.recorder import MigrationRecorder
+from django.utils import timezone
 
 from container_manager import __version__, db_guard, schema
+from container_manager.models import Event, PublisherState
 from container_manager.models.base import guarded_tables
+from container_manager.models.sequencing import take_all
 from tests import services
+from tests.factories import JobFactory
 from tests.support.api import problem
 from tests.support.fleet import process_row, worker_row
 from tests.support.web import some_site, workers
@@ -40,6 +45,7 @@ def test_everybody_may_ask(client, address):
         "workers": {"total": 0, "alive": 0},
         "schedulers": {"total": 0, "alive": 0},
         "relays": {"total": 0, "alive": 0},
+        "publishers": {"configured": 0, "failing": 0, "lag_events": 0, "lag_seconds": 0.0},
     }
 
 
@@ -62,6 +68,22 @@ def test_schedulers_and_relays_are_numbers_too(client):
     told = client.get("/health").json()
     assert told["schedulers"] == {"total": 2, "alive": 1}
     assert told["relays"] == {"total": 1, "alive": 0}
+
+
+def test_publishers_are_told_by_the_one_that_is_furthest_behind(client, settings):
+    entry = {"class": "x.Y", "options": {}}
+    given = {"PUBLISHERS": {"well": entry, "late": entry}}
+    settings.CONTAINER_MANAGER = {**settings.CONTAINER_MANAGER, **given}
+    JobFactory.create_batch(3)
+    take_all()
+    now = timezone.now()
+    Event.objects.filter(sequence=2).update(created_at=now - timedelta(seconds=90))
+    PublisherState.objects.create(alias="well", position=3)
+    PublisherState.objects.create(alias="late", position=1, failing_since=now)
+    PublisherState.objects.create(alias="of old", position=0, failing_since=now)
+    told = client.get("/health").json()["publishers"]
+    assert 90 <= told.pop("lag_seconds") < 120
+    assert told == {"configured": 2, "failing": 1, "lag_events": 2}
 
 
 def test_other_methods_and_parameters_are_refused(client):

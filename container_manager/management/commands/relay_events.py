@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.text import Text
 
+from container_manager import journal
 from container_manager.events.base import Unavailable
 from container_manager.management import tables
 from container_manager.management.base import JobCommand, failed, nothing, wrong_usage
@@ -50,6 +51,7 @@ class Command(JobCommand):
         what.add_argument(
             "--redeliver", metavar="ALIAS", help="try this publisher's dead letters again"
         )
+        parser.add_argument("--name", default="", help="name in lists and logs (host-pid)")
         parser.add_argument("--json", action="store_true", help="with --status: one JSON object")
         parser.add_argument("--supervised", action="store_true", help=SUPPRESS)
 
@@ -68,9 +70,10 @@ class Command(JobCommand):
     def _relay(self, options: dict[str, Any]) -> None:
         refuse_unfit_database()
         try:
-            relay = Relay(until_idle=options["until_idle"])
+            relay = Relay(until_idle=options["until_idle"], name=options["name"])
         except ValueError as error:
             raise wrong_usage(f"PUBLISHERS: {error}") from error
+        journal.of_process(relay=relay.name)
         stop_on_signals(relay.stop)
         keep_no_statements()
         os.nice(NICE)
