@@ -294,7 +294,7 @@ class Delivery:
         pause = max(pause_after(self._failures), asked or 0.0)
         self._not_before = time.monotonic() + pause
         if self._failures == 1 or self._failures % 20 == 0:
-            logger.warning("Publisher %s: %s", self.alias, error)
+            logger.warning("Publisher %s: %s", self.alias, told(error))
         self._lease.write(
             failures=self._failures,
             failing_since=Coalesce("failing_since", Now()),
@@ -310,7 +310,7 @@ class Delivery:
         if self._tries < self._publisher.max_tries:
             return self._failed(error, refused=self._refused, tries=self._tries)
         logger.error(
-            "Publisher %s: event %d is a dead letter: %s", self.alias, event.sequence, error
+            "Publisher %s: event %d is a dead letter: %s", self.alias, event.sequence, told(error)
         )
         with transaction.atomic():
             note_refusal(self.alias, event, self._tries, error)
