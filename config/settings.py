@@ -305,15 +305,20 @@ REST_KNOX = {
     "AUTH_HEADER_PREFIX": "Token",
 }
 
-# Redis is a hint, never on the path of correctness; empty: there is none.
+# Redis is told what happens, and is never on the path of correctness; empty: there is none.
 
 REDIS_URL = env.str("REDIS_URL", default="")
 
 # The app: each of its keys can come from the environment as CONTAINER_MANAGER_<KEY>.
 
 _PREFIX = "CONTAINER_MANAGER_"
-CONTAINER_MANAGER = {
+CONTAINER_MANAGER: dict[str, Any] = {
     name.removeprefix(_PREFIX): value
     for name, value in os.environ.items()
     if name.startswith(_PREFIX)
 }
+if REDIS_URL:
+    TO_REDIS = {"class": "container_manager.events.redis.RedisPublisher"}
+    CONTAINER_MANAGER.setdefault(
+        "PUBLISHERS", {"redis": {**TO_REDIS, "options": {"url": REDIS_URL}}}
+    )

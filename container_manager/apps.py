@@ -25,7 +25,7 @@ class ContainerManagerConfig(AppConfig):
         pre_migrate.connect(guarding.before_migrate, sender=self)
         post_migrate.connect(guarding.after_migrate)
         setting_changed.connect(_reload_settings)
-        feed.use(outbox.Outbox())
+        feed.use(outbox.FeedSource())
         crashes.arm_as_told()
 
 

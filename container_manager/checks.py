@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -12,6 +12,7 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.db import connections
 
 from container_manager import conf, db_guard, retries
+from container_manager.events.base import make
 from container_manager.models.base import guarded_tables
 
 _left_to_migrate: ContextVar[bool] = ContextVar("guard_left_to_migrate", default=False)
@@ -35,7 +36,17 @@ def settings_are_valid(**_: Any) -> list[CheckMessage]:
             retries.read_policy(policy)
         except retries.PolicyError as error:
             problems.append(f"CONTAINER_MANAGER['RETRY_POLICIES'][{name!r}]: {error}")
+    problems += _wrong_with_publishers(values.PUBLISHERS)
     return [Error(problem, id="container_manager.E001") for problem in problems]
+
+
+def _wrong_with_publishers(publishers: Mapping[str, Any]) -> Iterator[str]:
+    for alias, entry in publishers.items():
+        if isinstance(entry, dict) and isinstance(entry.get("class"), str):
+            try:
+                make(entry["class"], entry.get("options"))
+            except ValueError as error:
+                yield f"CONTAINER_MANAGER['PUBLISHERS'][{alias!r}]: {error}"
 
 
 def deployment_is_safe(**_: Any) -> list[CheckMessage]:

@@ -40,6 +40,8 @@ def _key(
     return field(default_factory=lambda: default, metadata=metadata)
 
 
+MAX_ALIAS = 64
+
 _EXECUTORS = {
     "docker": {"class": "container_manager.executors.docker.DockerExecutor", "options": {}},
     "process": {"class": "container_manager.executors.process.ProcessExecutor", "options": {}},
@@ -89,6 +91,17 @@ class Settings:
     LOG_CAP_BYTES: int = _key(
         16 * 1024 * 1024,
         "Output kept of one attempt, per stream: half from its head, half from its tail.",
+        _positive,
+    )
+    PUBLISHERS: dict[str, Any] = _key(
+        {},
+        "Whom `relay_events` tells what happens: alias to `class` (dotted path) and `options`"
+        " (keyword arguments).",
+    )
+    EVENTS_KEEP_SECONDS: float = _key(
+        7 * 24 * 3600.0,
+        "How long events are kept for those who go on where they were; a publisher that cannot"
+        " deliver for longer loses some.",
         _positive,
     )
     UPKEEP_SECONDS: float = _key(
@@ -204,9 +217,15 @@ def _convert(raw: Any, kind: type) -> Any:
 
 def _across(values: Settings) -> list[str]:
     problems = [
-        f"CONTAINER_MANAGER['EXECUTORS'][{alias!r}]: needs a dict with `class` and `options`"
-        for alias, entry in values.EXECUTORS.items()
+        f"CONTAINER_MANAGER[{key!r}][{alias!r}]: needs a dict with `class` and `options`"
+        for key in ("EXECUTORS", "PUBLISHERS")
+        for alias, entry in getattr(values, key).items()
         if not isinstance(entry, dict) or not isinstance(entry.get("class"), str)
+    ]
+    problems += [
+        f"CONTAINER_MANAGER['PUBLISHERS'][{alias!r}]: {problem}"
+        for alias, entry in values.PUBLISHERS.items()
+        if (problem := _wrong_with_publisher(alias, entry))
     ]
     if values.LEASE_SECONDS < 3 * values.REQUEST_POLL_SECONDS:
         problems.append(
@@ -215,6 +234,17 @@ def _across(values: Settings) -> list[str]:
     if values.CRASH_AT and not django_settings.DEBUG:
         problems.append("CONTAINER_MANAGER['CRASH_AT']: kills this process; only while DEBUG is on")
     return problems
+
+
+def _wrong_with_publisher(alias: str, entry: Any) -> str:
+    if not 1 <= len(alias) <= MAX_ALIAS:
+        return f"an alias has 1 to {MAX_ALIAS} characters"
+    if not isinstance(entry, dict):
+        return ""
+    unknown = sorted(set(entry) - {"class", "options"})
+    if unknown:
+        return f"knows `class` and `options`, not {', '.join(map(repr, unknown))}"
+    return "" if isinstance(entry.get("options", {}), dict) else "`options` must be a dict"
 
 
 def executors() -> dict[str, dict[str, Any]]:

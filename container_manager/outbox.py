@@ -11,16 +11,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from django.db import Error, InterfaceError, connections
+from django.db.models import Min, Q
 
 from container_manager.conf import settings
 from container_manager.db_guard import MOVES_CHANNEL
 from container_manager.events.base import TransitionEvent, Unavailable
 from container_manager.listener import Listener
-from container_manager.models import Event, sequencing
+from container_manager.models import Event, PublisherState, sequencing
+from container_manager.models.base import database_now
 from container_manager.models.connections import give_back_connection
 
 P = ParamSpec("P")
@@ -43,21 +46,21 @@ def as_told(row: Sequence[Any]) -> TransitionEvent:
     return TransitionEvent(*row)
 
 
-def _or_unavailable(method: Callable[P, R]) -> Callable[P, R]:
-    """What the database says is said in the words of `events`."""
+def forget_old(limit: int = 1_000) -> int:
+    """Delete at most so many events that were kept long enough; returns how many.
 
-    @wraps(method)
-    def asked(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return method(*args, **kwargs)
-        except (Error, InterfaceError) as error:
-            raise Unavailable(f"database: {str(error).strip()}") from error
-
-    return asked
+    What a publisher is still behind with is kept for it, unless it has delivered nothing for as
+    long as events are kept.
+    """
+    now = database_now("default")
+    since = now - timedelta(seconds=settings.EVENTS_KEEP_SECONDS)
+    served = PublisherState.objects.filter(alias__in=settings.PUBLISHERS)
+    alive = served.filter(Q(delivered_at__gte=since) | Q(created_at__gte=since))
+    return Event.objects.forget(since, alive.aggregate(to=Min("position"))["to"], limit)
 
 
 class Outbox:
-    """A source of events for a feed, or for whoever delivers them; any thread may read.
+    """The events, for whoever delivers them; any thread may read.
 
     `soon`: who delivers in large batches need not look so often.
     """
@@ -73,29 +76,28 @@ class Outbox:
         self._closed = False
         self._version: Any = None
 
-    @_or_unavailable
     def oldest(self) -> int:
         return Event.objects.using(self._using).oldest_kept()
 
-    @_or_unavailable
     def newest(self) -> int:
         return Event.objects.using(self._using).newest()
 
-    @_or_unavailable
     def after(self, sequence: int, limit: int) -> list[TransitionEvent]:
         rows = Event.objects.using(self._using).after(sequence).values_list(*_FIELDS)[:limit]
         return [as_told(row) for row in rows]
 
-    @_or_unavailable
-    def wait(self, seconds: float) -> None:
-        """For one thread: until there may be something new, having given it its place."""
+    def wait(self, seconds: float) -> bool:
+        """For one thread: until there may be something new, having given it its place.
+
+        False: nothing that it knows of, in all that time.
+        """
         self._take_breath()
         if sequencing.take(using=self._using):
             self._quiet, self._found_at = 0, time.monotonic()
-        elif connections[self._using].vendor == "postgresql":
-            self._wait_to_be_woken(seconds)
-        else:
-            self._wait_for_a_write(seconds)
+            return True
+        if connections[self._using].vendor == "postgresql":
+            return self._waits_to_be_woken(seconds)
+        return self._waits_for_a_write(seconds)
 
     def wake(self) -> None:
         """End a `wait` that is under way, from any thread."""
@@ -118,7 +120,7 @@ class Outbox:
 
     # PostgreSQL
 
-    def _wait_to_be_woken(self, seconds: float) -> None:
+    def _waits_to_be_woken(self, seconds: float) -> bool:
         self._listen()
         if self._quiet < len(self._soon):
             pause = min(self._soon[self._quiet], seconds)
@@ -126,14 +128,16 @@ class Outbox:
         elif self._quiet == len(self._soon):
             self._quiet += 1
             sequencing.await_moves(self._using)
-            return  # and once more: it may have come before
+            return False  # look once more: it may have come before
         else:
             pause = min(seconds, settings.POLL_SECONDS)
             self._quiet = len(self._soon)  # ask again: somebody else may have been woken by it
         self.rest()
-        if self._woken.wait(pause):
-            self._woken.clear()
-            self._quiet = 0
+        if not self._woken.wait(pause):
+            return False
+        self._woken.clear()
+        self._quiet = 0
+        return True
 
     def _listen(self) -> None:
         if self._listener is None and not self._closed:
@@ -143,18 +147,41 @@ class Outbox:
 
     # SQLite
 
-    def _wait_for_a_write(self, seconds: float) -> None:
+    def _waits_for_a_write(self, seconds: float) -> bool:
         ends_at = time.monotonic() + seconds
         while (left := ends_at - time.monotonic()) > 0:
             if self._woken.wait(min(left, SQLITE_SECONDS)):
                 self._woken.clear()
-                return
+                return True
             if (version := self._data_version()) != self._version:
                 self._version = version
-                return
+                return True
+        return False
 
     def _data_version(self) -> Any:
-        """Changes whenever another connection has written."""
+        """Changes whenever another connection has written; each connection counts by itself."""
         with connections[self._using].cursor() as cursor:
             cursor.execute("PRAGMA data_version")
-            return cursor.fetchone()[0]
+            return connections[self._using].connection, cursor.fetchone()[0]
+
+
+def _or_unavailable(method: Callable[P, R]) -> Callable[P, R]:
+    """What the database says is said in the words of `events`."""
+
+    @wraps(method)
+    def asked(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except (Error, InterfaceError) as error:
+            raise Unavailable(f"database: {str(error).strip()}") from error
+
+    return asked
+
+
+class FeedSource(Outbox):
+    """The same for a feed, which knows no database."""
+
+    oldest = _or_unavailable(Outbox.oldest)
+    newest = _or_unavailable(Outbox.newest)
+    after = _or_unavailable(Outbox.after)
+    wait = _or_unavailable(Outbox.wait)

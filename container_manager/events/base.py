@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from importlib import import_module
 from typing import Any, Self
 from uuid import UUID
 
@@ -156,8 +157,12 @@ class Standing:
 class Publisher(ABC):
     """Tells events to somebody outside; one thread uses it at a time.
 
-    Made of the `options` in the settings, as keyword arguments. The constructor calls nobody.
+    Made of the `options` in the settings, as keyword arguments. The constructor calls nobody; it
+    raises ValueError or TypeError for options that make no sense.
     """
+
+    max_tries = 10
+    """How often an event may be refused before it is put among the dead letters."""
 
     def begin(self, standing: Standing) -> int:
         """The sequence behind which to go on; asked before the first event, and when out of step.
@@ -173,3 +178,15 @@ class Publisher(ABC):
 
     def close(self) -> None:  # noqa: B027  most have nothing to let go of
         """Let go of connections; it may be used again afterwards."""
+
+
+def make(path: str, options: Mapping[str, Any] | None = None) -> Publisher:
+    """The publisher of this class. Raises ValueError, which says what is wrong with it."""
+    module, _, name = path.rpartition(".")
+    try:
+        made = getattr(import_module(module), name)(**(options or {}))
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(made, Publisher):
+        raise ValueError(f"{path}: is no Publisher")
+    return made

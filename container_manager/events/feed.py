@@ -55,7 +55,7 @@ class Source(Protocol):
     def after(self, sequence: int, limit: int) -> Sequence[TransitionEvent]:
         """What is behind this one, in order."""
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: float) -> object:
         """Until there may be something new, but no longer than that. For one thread."""
 
     def rest(self) -> None:

@@ -5,6 +5,8 @@ The history is the outbox: what stands here is copied from it by `sequencing`, a
 
 from __future__ import annotations
 
+from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
 from django.conf import settings as django_settings
@@ -36,6 +38,19 @@ class EventQuerySet(models.QuerySet["Event"]):
         """The sequence that was given last; 0 when none ever was."""
         given = EventSequencer.objects.using(self.db).values_list("last_sequence", flat=True)
         return given.first() or 0
+
+    def forget(self, since: datetime, up_to: int | None, limit: int) -> int:
+        """Delete at most `limit` of the oldest that are older than `since`; returns how many.
+
+        `up_to`: none behind this one.
+        """
+        oldest = self.order_by("sequence").values_list("sequence", "created_at")[:limit]
+        old = [
+            sequence
+            for sequence, created_at in takewhile(lambda row: row[1] < since, oldest)
+            if up_to is None or sequence <= up_to
+        ]
+        return self.filter(sequence__lte=old[-1]).delete()[0] if old else 0
 
 
 class Event(models.Model):

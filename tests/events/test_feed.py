@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 import threading
-from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
 
 from container_manager.events import feed as feeds
-from container_manager.events.base import STATES, Filter, TransitionEvent, Unavailable
+from container_manager.events.base import STATES, Filter, Unavailable
 from container_manager.events.feed import Feed, Forgotten
 from container_manager.models.base import guarded_models
+from tests.support.some_events import event
 from tests.support.workers import wait_until
-
-NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
-
-
-def event(sequence, entity=1, state="queued", kind="job"):
-    return TransitionEvent(
-        id=UUID(int=sequence),
-        entity_type=kind,
-        entity_id=UUID(int=entity),
-        old_state=None,
-        new_state=state,
-        version=sequence,
-        attempt=0,
-        actor="",
-        reason="",
-        metadata={},
-        changed_at=NOON,
-        sequence=sequence,
-    )
 
 
 class Memory:
@@ -196,11 +177,11 @@ def test_only_what_is_wanted_comes(feed, source):
         ),
     ]
     source.tell(
-        event(6, kind="dag_run"),
-        event(7, state="failed"),
+        event(6, entity_type="dag_run"),
+        event(7, new_state="failed"),
         event(8, entity=2),
-        event(9, entity=2, state="killed"),
-        event(10, entity=2, state="failed"),
+        event(9, entity=2, new_state="killed"),
+        event(10, entity=2, new_state="failed"),
     )
     wait_until(lambda: all(each.position == 10 for each in subscriptions))
     assert heard == {

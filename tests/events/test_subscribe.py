@@ -10,7 +10,7 @@ from container_manager.events.base import Unavailable
 from container_manager.events.feed import Feed
 from container_manager.models import ContainerJob, Event
 from container_manager.models.sequencing import take_all
-from container_manager.outbox import Outbox
+from container_manager.outbox import FeedSource
 from tests.factories import JobFactory, UserFactory
 from tests.support.feeds import own_feed
 from tests.support.second_connection import second_session
@@ -122,7 +122,7 @@ def test_what_commits_late_is_heard_when_it_commits(heard):
 
 
 def test_what_the_database_refuses_is_told_in_the_words_of_events():
-    outbox = Outbox()
+    outbox = FeedSource()
     with connection.cursor() as cursor:
         cursor.execute("ALTER TABLE events RENAME TO away")
     try:

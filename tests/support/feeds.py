@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from container_manager.events import feed as feeds
-from container_manager.outbox import Outbox
+from container_manager.outbox import FeedSource
 from tests.support.workers import wait_until
 
 THREADS = {"event feed", "event listener", "listener"}
 
 
 @contextmanager
-def own_feed() -> Iterator[Outbox]:
+def own_feed() -> Iterator[FeedSource]:
     """`subscribe` and `the_feed` lead to it."""
     before, known = feeds._feed, set(threading.enumerate())
-    outbox = Outbox()
+    outbox = FeedSource()
     feeds.use(outbox)
     try:
         yield outbox
