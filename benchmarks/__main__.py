@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import drain, listing, memory, report, rescue, stats, workflow
+from benchmarks import drain, listing, memory, report, rescue, stats, streams, workflow
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKLOADS = {
@@ -15,6 +15,7 @@ WORKLOADS = {
     "stats": (stats.run, stats.markdown),
     "memory": (memory.run, memory.markdown),
     "rescue": (rescue.run, rescue.markdown),
+    "streams": (streams.run, streams.markdown),
     "workflow": (workflow.run, workflow.markdown),
 }
 """How each is run, and how its table is made."""

@@ -49,7 +49,7 @@ class Watched:
 
     def _sample(self, process: subprocess.Popen[bytes]) -> None:
         while process.poll() is None:
-            if (size := _rss(process.pid)) is not None:
+            if (size := resident(process.pid)) is not None:
                 self.samples.append((time.time(), size))
             time.sleep(SAMPLE_SECONDS)
 
@@ -65,7 +65,8 @@ class Watched:
         )
 
 
-def _rss(pid: int) -> int | None:
+def resident(pid: int) -> int | None:
+    """Bytes of memory that a process has; None when there is none."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

@@ -11,7 +11,7 @@ from rest_framework.request import Request
 
 from container_manager.api import log_stream, streams
 from container_manager.api.base import BaseView, Response, find_job
-from container_manager.api.errors import Problem, invalid
+from container_manager.api.errors import Problem
 from container_manager.api.log_stream import LogSource
 from container_manager.api.machinery import COUNT, closed
 from container_manager.api.operations import Header, component, operation
@@ -129,27 +129,22 @@ class LogsView(BaseView):
         to its end. The `id` of each event is a `cursor`.
         """
         streams.refuse_foreign_pages(request)
+        last = streams.last_event(request, _read_cursor)
         job = _job(request, pk)
         if not self.query["follow"]:
             return Response(_shown(job, _page(job, self.query)))
-        place = _begin(job, {**self.query, "cursor": _resumed(request, job, self.query)})
+        place = _begin(job, _resuming(job, last, self.query))
         follower = Follower(job.pk, place, only=self.query["attempt"] is not None)
         return streams.answer(request, LogSource(follower), partial(_may_see, pk=job.pk))
 
 
-def _resumed(request: Request, job: ContainerJob, query: dict[str, Any]) -> Place | None:
-    """Where a client goes on that lost its stream: it repeats the address of the first time."""
-    given = request.headers.get(streams.LAST_EVENT_ID)
-    if given is None:
-        cursor: Place | None = query["cursor"]
-        return cursor
-    try:
-        place = _read_cursor(given)
-    except Unreadable:
-        raise invalid({streams.LAST_EVENT_ID: ["Must be the id of an event."]}) from None
-    if place.attempt > job.attempt:
-        raise invalid({streams.LAST_EVENT_ID: [f"The job has no attempt {place.attempt}."]})
-    return place
+def _resuming(job: ContainerJob, last: Place | None, query: dict[str, Any]) -> dict[str, Any]:
+    """Who lost his stream repeats the address of the first time, and says where he is now."""
+    if last is None:
+        return query
+    if last.attempt > job.attempt:
+        raise streams.no_event(f"The job has no attempt {last.attempt}.")
+    return {**query, "cursor": last}
 
 
 def _may_see(user: Any, pk: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from django.contrib import auth
 from django.core.handlers.asgi import ASGIRequest
@@ -16,10 +16,13 @@ from rest_framework.authentication import CSRFCheck
 from rest_framework.request import Request
 
 from container_manager import sse
-from container_manager.api.errors import Problem
+from container_manager.api.errors import Problem, invalid
+from container_manager.api.parameters import Unreadable
 from container_manager.conf import settings
 from container_manager.models.connections import apart
 from container_manager.sse import Patience, Seat, Seats, Source, Stream
+
+T = TypeVar("T")
 
 RETRY_AFTER_SECONDS = 5
 LAST_EVENT_ID = "Last-Event-ID"
@@ -44,6 +47,20 @@ def refuse_foreign_pages(request: Request) -> None:
         return
     if not CSRFCheck(lambda _request: None)._origin_verified(asked):  # type: ignore[attr-defined, arg-type]
         raise Problem(403, "foreign_origin", "Streams are not for pages of another origin.")
+
+
+def last_event(request: Request, read: Callable[[str], T]) -> T | None:
+    """Where a client is that comes back: what `read` makes of it. Raises Problem (400)."""
+    given = request.headers.get(LAST_EVENT_ID)
+    try:
+        return None if given is None else read(given)
+    except Unreadable:
+        raise no_event("Must be the id of an event.") from None
+
+
+def no_event(why: str) -> Problem:
+    """The client cannot be where it says."""
+    return invalid({LAST_EVENT_ID: [why]})
 
 
 def answer(request: Request, source: Source, may_see: MaySee) -> StreamingHttpResponse:

@@ -120,6 +120,15 @@ def test_who_is_cut_off_before_the_first_event_has_a_place_to_go_on_from(listen)
 
 
 @pytest.mark.web
+def test_what_happened_before_anybody_listened_is_no_news(listen):
+    JobFactory()
+    with listen() as stream:
+        job = JobFactory()
+        told = stream.next()
+    assert (told.id, told.data["entity_id"]) == ("2", str(job.pk))
+
+
+@pytest.mark.web
 def test_a_stream_may_begin_with_what_was(listen):
     jobs = [JobFactory() for _ in range(300)]
     take_all()
@@ -324,6 +333,9 @@ def api(db):
 def test_an_id_that_cannot_be_is_refused(api, last):
     told = problem(api.get("events/", {"Last-Event-ID": last}), 400, "invalid")
     assert list(told["errors"]) == ["Last-Event-ID"]
+    problem(
+        api.get("events/", {"Last-Event-ID": last, "Accept": "application/json"}), 400, "invalid"
+    )
 
 
 @pytest.mark.parametrize(

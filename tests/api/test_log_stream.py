@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import os
 import random
+import re
 import socket
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import requests
+from django.db import connection
 from django.test import Client
 
 from container_manager import lifecycle
@@ -305,7 +309,8 @@ def test_what_cannot_be_resumed_is_refused(prints):
     problem(api.get(at, follow="yes"), 400, "invalid")
     problem(api.get(at, follow=1, token="x"), 400, "invalid")
     problem(api.get(at, follow=1, attempt=2), 404, "not_found")
-    assert api.get(at, {"Last-Event-ID": "x"}).status_code == 200, "of no concern without follow"
+    problem(api.get(at, {"Last-Event-ID": "x"}), 400, "invalid")
+    assert api.get(at, {"Last-Event-ID": "2"}).status_code == 200, "of no concern without follow"
 
 
 def test_a_server_that_cannot_stream_says_so(prints):
@@ -427,6 +432,38 @@ def is_cut(lazy):
         return True
     time.sleep(0.1)
     return False
+
+
+@pytest.mark.web
+def test_clients_that_wait_keep_no_thread_and_no_connection(workers, tmp_path, operator):
+    """Of logs and of events: a hundred of them cost what one costs."""
+    jobs = [Printing().job for _ in range(20)]
+    environment = {"CONTAINER_MANAGER_STREAMS_PER_USER": "1000"}
+    with some_site(tmp_path, workers, **environment) as site:
+        addresses = [address(site, job) for job in jobs] + [f"{site.url}/api/v1/events/?after=0"]
+        streams = [EventStream(each, operator.headers) for each in addresses * 5]
+        for stream in streams:
+            assert stream.read_some()
+        wait_until(lambda: threads_of(site.pid) < 20, "threads to end")
+        wait_until(lambda: connections_of(site.pid) < 10, "connections to be given back")
+        for stream in streams:
+            stream.close()
+
+
+def threads_of(pid):
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"^Threads:\s+(\d+)", status, re.MULTILINE)[1])
+
+
+def connections_of(pid):
+    """To the database: files of SQLite that it has open, or sockets other than its clients'."""
+    named = connection.settings_dict["NAME"]
+    if connection.vendor == "sqlite":
+        opened = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir() if each.exists()]
+        return sum(each == named for each in opened)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE datname = %s", [named])
+        return cursor.fetchone()[0]
 
 
 @pytest.mark.web

@@ -24,6 +24,7 @@ import requests
 from django.db import connection
 
 from tests.commands.shell import PROJECT, Shell
+from tests.support.streams import EventStream
 from tests.support.workers import WorkerProcess, database_url, wait_until
 
 pytestmark = pytest.mark.web
@@ -250,6 +251,18 @@ def running_job(shell: Shell) -> str:
     job = answer.out.split()[0]
     wait_until(lambda: processes_of(job), "the job to run")
     return job
+
+
+def test_open_streams_do_not_keep_it(start: Callable[..., Standalone]) -> None:
+    site = start().ready()
+    known = {"Authorization": f"Token {site.login['token']}"}
+    streams = [EventStream(f"{site.url}/api/v1/events/?after=0", known) for _ in range(3)]
+    assert all(stream.read_some() for stream in streams)
+    site.terminate()
+    for stream in streams:
+        assert list(stream) == []
+    assert site.ended() == 0
+    assert "Cancel" not in site.said, "the web server did not have to cut them"
 
 
 def processes_of(job: str) -> set[int]:

@@ -49,13 +49,14 @@ def map_case(context: Any, case: Any) -> Any:
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: Any) -> None:
-    """What must not happen to the run itself: to lose its token, or to wait for a minute."""
+    """What must not happen to the run itself: to lose its token, or to wait without an end."""
     if "/auth/logout" in case.operation.path:
         _spend_a_spare_token(case)
     if "/abandon/" in case.operation.path and _is_somebodys(case):
         case.headers["Authorization"] = f"Token {TARGETS['people']['operator']}"
     if _seconds(case.query.get("wait")) > LONGEST_WAIT:
         case.query["wait"] = LONGEST_WAIT
+    _be_answered_to_the_end(case)
 
 
 @schemathesis.hook
@@ -139,6 +140,12 @@ def _fit_logs(case: Any) -> None:
     """Of an attempt that there was: no job here was started twice."""
     for name in ("attempt", "cursor"):
         case.query.pop(name, None)
+
+
+def _fit_events(case: Any) -> None:
+    """Of a state that the type has."""
+    if "entity_type" in case.query:
+        case.query.pop("state", None)
 
 
 def _fit_bulk(case: Any) -> None:
@@ -229,6 +236,7 @@ FITTING = {
     "/dags/{id}/backfill/": _fit_stretch,
     "/logs/": _fit_logs,
     "/logs/raw/": _fit_logs,
+    "/events/": _fit_events,
     "/jobs/bulk/": _fit_bulk,
     "PATCH /api/v1/jobs/{id}/": _fit_changes,
     "/auth/login/": _fit_login,
@@ -241,6 +249,14 @@ FITTING = {
 def _spend_a_spare_token(case: Any) -> None:
     if _is_somebodys(case):
         case.headers["Authorization"] = f"Token {next(_spare_tokens)}"
+
+
+def _be_answered_to_the_end(case: Any) -> None:
+    """A stream has none; tests/api/test_log_stream.py and test_events.py read them."""
+    if case.operation.path.endswith("/logs/") and case.query.get("follow") in ("1", "true"):
+        case.query["follow"] = "0"
+    if case.operation.path.endswith("/events/"):
+        case.headers["Accept"] = "application/json"
 
 
 def _seconds(given: Any) -> float:

@@ -14,7 +14,7 @@ from container_manager.models import ContainerJob, JobAttempt
 from container_manager.reports.log_reader import LogReader
 from container_manager.states import Stream
 
-LOOK_SECONDS = 0.3
+LOOK_SECONDS = 0.1
 
 
 class Command(JobCommand):
