@@ -39,7 +39,7 @@ STANDSTILL_SECONDS = 10.0
 # KEYS: stream, whose it is. ARGV: us, the newest entry as we know it, its longest length, up to
 # which event nobody listens live any more, prefix; then of each event sequence, id, type and JSON.
 # Returns the sequence of the newest entry; -1 where it is not the one that we know; -2 where
-# another event stands in the place of one of ours; -3 where it is not our stream.
+# another event stands in the place of one of ours, or none; -3 where it is not our stream.
 _TELL = """
 local function newest(key)
   if redis.call('EXISTS', key) == 0 then return 0 end
@@ -52,10 +52,12 @@ local owner = redis.call('GET', KEYS[2])
 if owner and owner ~= ARGV[1] then return -3 end
 local top = newest(KEYS[1])
 if top ~= tonumber(ARGV[2]) and top < tonumber(ARGV[6]) - 1 then return -1 end
+local oldest = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+oldest = oldest and tonumber(string.match(oldest[1], '^%d+')) or top
 for i = 6, #ARGV, 4 do
-  if tonumber(ARGV[i]) <= top then
+  if tonumber(ARGV[i]) <= top and tonumber(ARGV[i]) >= oldest then
     local there = redis.call('XRANGE', KEYS[1], ARGV[i] .. '-0', ARGV[i] .. '-0')[1]
-    if there and not string.find(table.concat(there[2], ' '), ARGV[i + 1], 1, true) then
+    if not there or not string.find(table.concat(there[2], ' '), ARGV[i + 1], 1, true) then
       return -2
     end
   end

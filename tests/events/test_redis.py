@@ -204,6 +204,15 @@ def test_a_database_that_was_set_back_and_went_on_begins_its_stream_anew(publish
     assert told == [str(each.id) for each in [*events(1, 20), *others]]
 
 
+def test_a_forged_entry_far_ahead_does_not_swallow_what_comes(publisher, server):
+    publisher.publish(events(1, 3))
+    server.client.xadd(STREAM, {"event": "nonsense"}, id="99-0")
+    with pytest.raises(OutOfStep):
+        publisher.publish(events(4, 5))
+    until_told(publisher, 3, 5)
+    assert server.sequences() == [1, 2, 3, 4, 5]
+
+
 def test_a_forged_entry_makes_way_for_what_happened(publisher, server):
     publisher.publish(events(1, 3))
     server.client.xadd(STREAM, {"event": event(4, new_state="killed").as_text()[:-9]}, id="4-0")

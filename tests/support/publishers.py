@@ -44,6 +44,7 @@ class FilePublisher(Publisher):
             return
         what, _, given = self._trouble.read_text().strip().partition(" ")
         if what == "sleep":
+            self._path.with_suffix(".sleeps").touch()
             time.sleep(float(given))
         elif what == "unavailable":
             raise Unavailable("nobody is there", delivered=number)

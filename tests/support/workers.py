@@ -160,6 +160,11 @@ class Workers:
     def start_scheduler(self, *arguments: str, **settings: Any) -> WorkerProcess:
         return self._start(["manage.py", "run_scheduler", *arguments], "scheduler", **settings)
 
+    def start_relay(self, *arguments: str, **settings: Any) -> WorkerProcess:
+        """Give it PUBLISHERS as a dict."""
+        settings["PUBLISHERS"] = json.dumps(settings.get("PUBLISHERS", {}))
+        return self._start(["manage.py", "relay_events", *arguments], "relay", **settings)
+
     def _start(self, script: list[str], what: str, **settings: Any) -> WorkerProcess:
         process = WorkerProcess(
             [*self.under, sys.executable, "-W", "ignore", *script],
