@@ -11,11 +11,14 @@ import requests
 from django.utils import timezone
 
 from container_manager import lifecycle
-from container_manager.models import ContainerJob, StateHistory
+from container_manager.models import ContainerJob, DagRun, StateHistory
 from container_manager.states import StopKind
+from container_manager.workflows import dags
+from container_manager.workflows.spec import validate
 from tests.support.running import queue_job
 from tests.support.web import make_person, some_site
 from tests.support.workers import WorkerProcess, Workers, settled, wait_until
+from tests.workflows.driving import task
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True)]
 
@@ -75,6 +78,41 @@ def test_every_move_of_a_worker_is_one_line_that_says_what_the_history_says(work
             assert line["job"] == line["id"]
     ends_of_again = [line for line in lines if line.get("job") == str(again.pk)]
     assert {line["attempt"] for line in ends_of_again if line.get("from") == "running"} == {1, 2}
+
+
+def test_every_move_of_runs_and_tasks_is_one_line_of_a_worker_or_a_scheduler(workers: Workers):
+    workers.under = ["env", "LOG_FORMAT=json"]
+    document = {
+        "name": "told",
+        "defaults": {"executor": "process", "max_retries": 1, "retry_policy": NOW},
+        "tasks": {
+            "good": task(command=["/bin/true"]),
+            "bad": task("good", command=["/bin/false"]),
+            "never": task("bad"),
+            "skips": task(command=["/bin/sh", "-c", "exit 9"], skip_exit_codes=[9], max_retries=0),
+        },
+    }
+    dag, _ = dags.take_in(validate(document))
+    run = dags.trigger(dag.pk, actor="tester")
+    processes = [
+        workers.start(),
+        workers.start_scheduler("--name", "s1"),
+        workers.start_scheduler("--name", "s2"),
+    ]
+    wait_until(lambda: DagRun.objects.get(pk=run.pk).ended_at, "the run's end")
+    for process in processes:
+        process.terminate()
+    assert [process.ended() for process in processes] == [0, 0, 0]
+    lines = [line for process in processes for line in lines_of(process)]
+    rows = StateHistory.objects.filter(old_state__isnull=False)
+    expected = Counter(
+        (row.entity_type, str(row.entity_id), row.old_state, row.new_state, row.reason, row.actor)
+        for row in rows
+    )
+    assert Counter(move_of(line) for line in lines if "from" in line) == expected
+    assert {entity for entity, *_ in expected} == {"job", "task_instance", "dag_run"}
+    assert {reason for *_, reason, _ in expected} >= {"exit_code", "skip", "upstream"}
+    assert {line["scheduler"] for line in lines if "scheduler" in line} == {"s1", "s2"}
 
 
 @pytest.mark.web

@@ -11,9 +11,16 @@ from django.db import connection
 from django.utils import timezone
 
 from container_manager.events.base import Refused, Unavailable
-from container_manager.models import DeadLetter, Event, PublisherState, StateHistory
+from container_manager.models import (
+    DeadLetter,
+    Event,
+    PublisherState,
+    StateHistory,
+    move_counts,
+)
 from container_manager.models.sequencing import take_all
 from container_manager.outbox import forget_old
+from container_manager.reports import machinery
 from container_manager.reports.publishers import publishers
 from container_manager.worker import delivery, relay
 from container_manager.worker.letters import redeliver
@@ -340,3 +347,36 @@ def test_a_letter_that_cannot_be_read_stays():
     assert Relay(until_idle=True).run() == 0
     assert DeadLetter.objects.get().error.startswith("not an event")
     assert redeliver("one") == (0, 1)
+
+
+# Signs and counts
+
+
+def test_a_relay_says_that_it_lives_while_it_does():
+    with relaying(2):
+        wait_until(lambda: [each.alive for each in machinery.processes()] == [True, True])
+        assert {each.kind for each in machinery.processes()} == {"relay"}
+    assert machinery.processes() == []
+
+
+def test_a_relay_folds_the_counts_of_moves_while_it_runs_and_when_it_ends(monkeypatch):
+    monkeypatch.setattr(relay, "COUNT_SECONDS", 0.05)
+    with relaying(2):
+        JobFactory.create_batch(5)
+        wait_until(lambda: Event.objects.newest() == 5 and move_counts.behind() == 0)
+    monkeypatch.setattr(relay, "COUNT_SECONDS", 1000.0)
+    assert move_counts.count_moves().by_edge == {("job", "", "pending"): 5}
+    JobFactory()
+    assert Relay(until_idle=True).run() == 0
+    assert move_counts.behind() == 0
+    assert move_counts.count_moves().by_edge == {("job", "", "pending"): 6}
+
+
+def test_what_is_forgotten_was_counted_before(configured):
+    configured(EVENTS_KEEP_SECONDS=0.001)
+    JobFactory.create_batch(3)
+    take_all()
+    one = Relay()
+    one._forget()
+    assert not Event.objects.exists()
+    assert move_counts.count_moves().by_edge == {("job", "", "pending"): 3}
