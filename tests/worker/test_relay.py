@@ -245,6 +245,13 @@ def test_a_relay_forgets_by_itself(configured, monkeypatch):
         wait_until(lambda: not Event.objects.exists())
 
 
+def test_one_with_nothing_to_do_is_seen_to_live():
+    with relaying():
+        wait_until(lambda: PublisherState.objects.filter(holder__isnull=False).count() == 2)
+        PublisherState.objects.update(updated_at=timezone.now() - timedelta(hours=1))
+        wait_until(lambda: {each.state for each in publishers()} == {"ok"})
+
+
 # Dead letters -------------------------------------------------------------------------------------
 
 
