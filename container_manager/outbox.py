@@ -22,7 +22,7 @@ from container_manager.conf import settings
 from container_manager.db_guard import MOVES_CHANNEL
 from container_manager.events.base import TransitionEvent, Unavailable
 from container_manager.listener import Listener
-from container_manager.models import Event, PublisherState, sequencing
+from container_manager.models import Event, PublisherState, move_counts, sequencing
 from container_manager.models.base import database_now
 from container_manager.models.connections import give_back_connection
 
@@ -50,12 +50,17 @@ def forget_old(limit: int = 1_000) -> int:
     """Delete at most so many events that were kept long enough; returns how many.
 
     What a publisher is still behind with is kept for it, unless it has delivered nothing for as
-    long as events are kept.
+    long as events are kept. What is deleted stays in the counts of moves.
     """
-    now = database_now("default")
-    since = now - timedelta(seconds=settings.EVENTS_KEEP_SECONDS)
+    first = Event.objects.order_by("sequence").values_list("created_at", flat=True).first()
+    if first is None:
+        return 0
+    since = database_now("default") - timedelta(seconds=settings.EVENTS_KEEP_SECONDS)
+    if first >= since:
+        return 0
     served = PublisherState.objects.filter(alias__in=settings.PUBLISHERS)
     alive = served.filter(Q(delivered_at__gte=since) | Q(created_at__gte=since))
+    move_counts.fold_all()
     return Event.objects.forget(since, alive.aggregate(to=Min("position"))["to"], limit)
 
 

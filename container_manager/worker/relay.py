@@ -132,7 +132,6 @@ class Relay:
         move_counts.fold()
 
     def _forget(self) -> None:
-        move_counts.fold_all()
         for _ in range(MOST // AT_ONCE):
             if self._stopping or forget_old(AT_ONCE) < AT_ONCE:
                 break

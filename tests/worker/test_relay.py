@@ -25,6 +25,7 @@ from container_manager.reports.publishers import publishers
 from container_manager.worker import delivery, relay
 from container_manager.worker.letters import redeliver
 from container_manager.worker.relay import Relay
+from container_manager.worker.upkeep import ForgetEvents
 from tests.factories import JobFactory
 from tests.support.publishers import Spy, spies
 from tests.support.workers import wait_until
@@ -250,6 +251,13 @@ def test_one_with_nothing_to_do_is_seen_to_live():
         wait_until(lambda: PublisherState.objects.filter(holder__isnull=False).count() == 2)
         PublisherState.objects.update(updated_at=timezone.now() - timedelta(hours=1))
         wait_until(lambda: {each.state for each in publishers()} == {"ok"})
+
+
+def test_where_no_relay_runs_a_worker_forgets_them(configured):
+    configured(PUBLISHERS={})
+    aged(2, days=8), aged(1, days=0)
+    ForgetEvents()()
+    assert Event.objects.get().sequence == 3
 
 
 # Dead letters -------------------------------------------------------------------------------------
