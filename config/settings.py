@@ -261,6 +261,11 @@ UNFOLD = {
                 ("Tasks", "checklist", "container_manager_taskinstance_changelist"),
             ),
             _pages(
+                "Events",
+                "container_manager.admin.base.may_see",
+                ("Publishers", "send", "container_manager_publisherstate_changelist"),
+            ),
+            _pages(
                 "People",
                 "container_manager.admin.base.may_see_people",
                 ("Users", "person", "auth_user_changelist"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -47,6 +48,7 @@ def _key(
 
 
 MAX_ALIAS = 64
+_ALIAS = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{MAX_ALIAS - 1}}}")
 
 _EXECUTORS = {
     "docker": {"class": "container_manager.executors.docker.DockerExecutor", "options": {}},
@@ -186,8 +188,13 @@ def _value_of(key: Any, raw: Any) -> tuple[Any, str]:
     try:
         value = _convert(raw, key.metadata["kind"])
     except (ValueError, TypeError, OverflowError, KeyError):
-        return None, f"{raw!r} is not a valid {key.metadata['kind'].__name__}"
+        return None, f"{_shown(raw, key)} is not a valid {key.metadata['kind'].__name__}"
     return value, key.metadata["check"](value)
+
+
+def _shown(raw: Any, key: Any) -> str:
+    """A dict may hold secrets, also one that cannot be read."""
+    return "what is given" if key.metadata["kind"] is dict else repr(raw)
 
 
 _SWITCH = {
@@ -234,8 +241,8 @@ def _across(values: Settings) -> list[str]:
 
 
 def _wrong_with_publisher(alias: str, entry: Any) -> str:
-    if not 1 <= len(alias) <= MAX_ALIAS:
-        return f"an alias has 1 to {MAX_ALIAS} characters"
+    if not isinstance(alias, str) or not _ALIAS.fullmatch(alias):
+        return f"an alias has 1 to {MAX_ALIAS} characters: letters, digits, `_`, `.` and `-`"
     if not isinstance(entry, dict):
         return ""
     unknown = sorted(set(entry) - {"class", "options"})

@@ -8,11 +8,21 @@ from container_manager.admin import (
     dashboard,
     jobs,
     people,
+    publishers,
     queues,
     task_instances,
     workers,
 )
 
-__all__ = ["dag_runs", "dags", "jobs", "people", "queues", "task_instances", "workers"]
+__all__ = [
+    "dag_runs",
+    "dags",
+    "jobs",
+    "people",
+    "publishers",
+    "queues",
+    "task_instances",
+    "workers",
+]
 
 dashboard.install(admin.site)

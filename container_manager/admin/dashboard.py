@@ -16,7 +16,7 @@ from django.utils import timezone
 from container_manager.admin.base import may_see
 from container_manager.admin.compat import UNFOLD
 from container_manager.models.job_counts import job_stats
-from container_manager.reports import activity, machinery, workflows
+from container_manager.reports import activity, machinery, publishers, workflows
 from container_manager.reports.activity import BY_HAND, Slot
 from container_manager.states import JobStatus, Reason
 from container_manager.templatetags import cm as showing
@@ -46,6 +46,7 @@ def now(user: Any) -> dict[str, Any]:
     slots = activity.throughput()
     workers = machinery.workers()
     return {
+        "troubled": [each for each in publishers.publishers() if each.alarms],
         "stats": stats
         | {name: _length(stats[f"{name}_duration_ms"]) for name in ("avg", "p50", "p95")},
         "strip": strip(stats["by_status"]),

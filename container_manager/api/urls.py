@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.urls import URLPattern, URLResolver, re_path
 from rest_framework.routers import SimpleRouter
 
-from container_manager.api import auth, document, logs, machinery
+from container_manager.api import auth, document, logs, machinery, publishers
 from container_manager.api.base import BaseView, NothingHere
 from container_manager.api.dag_runs import DagRunViewSet
 from container_manager.api.dags import DagViewSet
@@ -51,6 +51,11 @@ urlpatterns: list[URLPattern | URLResolver] = [
     at("executors", machinery.ExecutorsView, "executors"),
     at("workers", machinery.WorkersView, "workers"),
     at(r"workers/(?P<pk>[^/]+)", machinery.WorkerView, "worker"),
+    at("publishers", publishers.PublishersView, "publishers"),
+    at(publishers.ONE, publishers.PublisherView, "publisher"),
+    at(rf"{publishers.ONE}/dead-letters", publishers.LettersView, "dead-letters"),
+    at(rf"{publishers.ONE}/dead-letters/redeliver", publishers.RedeliverView, "dead-letters-again"),
+    at(rf"{publishers.ONE}/dead-letters/discard", publishers.DiscardView, "dead-letters-gone"),
     *router.urls,
     at("schema", document.DocumentView, "schema"),
     at("docs", document.DocsView, "docs"),

@@ -129,9 +129,21 @@ class NotDelivered(Exception):
 class Unavailable(NotDelivered):
     """Nobody is there, or nobody answers in time: the same is tried again later."""
 
+    def __init__(
+        self, message: str = "", delivered: int = 0, *, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message, delivered)
+        self.retry_after = retry_after
+        """Seconds for which the receiver asks to be left alone; None: it did not say."""
+
 
 class Refused(NotDelivered):
     """The receiver will not take this event: after some tries it is put among the dead letters."""
+
+    def __init__(self, message: str = "", delivered: int = 0, *, tries: int = 1) -> None:
+        super().__init__(message, delivered)
+        self.tries = tries
+        """How often it was tried since this publisher last said so of it."""
 
 
 class OutOfStep(NotDelivered):
@@ -173,8 +185,22 @@ class Publisher(ABC):
         return standing.position
 
     @abstractmethod
-    def publish(self, events: Sequence[TransitionEvent]) -> None:
-        """Deliver these, in this order, before returning. Raises NotDelivered."""
+    def publish(self, events: Sequence[TransitionEvent]) -> int | None:
+        """Deliver these, in this order, before returning. Raises NotDelivered.
+
+        Who needs long for each may return early: how many were delivered, one at least; None: all.
+        """
+
+    def publish_all(self, events: Sequence[TransitionEvent]) -> None:
+        """The same for who wants to hear of it only when all are delivered."""
+        delivered = 0
+        while delivered < len(events):
+            try:
+                count = self.publish(events[delivered:])
+            except NotDelivered as error:
+                error.delivered += delivered
+                raise
+            delivered = len(events) if count is None else delivered + count
 
     def close(self) -> None:  # noqa: B027  most have nothing to let go of
         """Let go of connections; it may be used again afterwards."""

@@ -51,7 +51,7 @@ class MultiPublisher(Publisher):
         if not new:
             return None
         try:
-            self._publishers[number].publish(new)
+            self._publishers[number].publish_all(new)
         except NotDelivered as error:
             self._note(number, new[: error.delivered])
             error.delivered += len(events) - len(new)

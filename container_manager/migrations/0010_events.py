@@ -171,6 +171,14 @@ class Migration(migrations.Migration):
                 ("tries", models.PositiveIntegerField()),
                 ("error", models.TextField(help_text="What the receiver said last.")),
                 (
+                    "wanted_at",
+                    models.DateTimeField(
+                        blank=True,
+                        help_text="Since when somebody wants it to be delivered again.",
+                        null=True,
+                    ),
+                ),
+                (
                     "created_at",
                     models.DateTimeField(default=django.utils.timezone.now, editable=False),
                 ),

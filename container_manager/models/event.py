@@ -16,6 +16,7 @@ from django.utils import timezone
 from container_manager import ids
 from container_manager.db_guard import SEQUENCER_TABLE
 from container_manager.models import access
+from container_manager.models.base import database_now
 
 
 class EventQuerySet(models.QuerySet["Event"]):
@@ -150,6 +151,23 @@ class PublisherState(models.Model):
         return self.alias
 
 
+class DeadLetterQuerySet(models.QuerySet["DeadLetter"]):
+    """What people do about dead letters."""
+
+    def of(self, alias: str) -> DeadLetterQuerySet:
+        """Those of one publisher, as they happened."""
+        return self.filter(publisher=alias).order_by("sequence")
+
+    def ask_again(self) -> int:
+        """Whoever serves their publishers delivers these again, soon; returns how many."""
+        now = database_now(self.db)
+        return self.update(wanted_at=now, updated_at=now)
+
+    def wanted(self) -> DeadLetterQuerySet:
+        """Those that somebody wants to be delivered again."""
+        return self.filter(wanted_at__isnull=False)
+
+
 class DeadLetter(models.Model):
     """An event that a publisher's receiver refused again and again; the others went on."""
 
@@ -159,8 +177,13 @@ class DeadLetter(models.Model):
     event = models.JSONField(help_text="As it was to be told.")
     tries = models.PositiveIntegerField()
     error = models.TextField(help_text="What the receiver said last.")
+    wanted_at = models.DateTimeField(
+        null=True, blank=True, help_text="Since when somebody wants it to be delivered again."
+    )
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     updated_at = models.DateTimeField(default=timezone.now)
+
+    objects = DeadLetterQuerySet.as_manager()
 
     class Meta:
         db_table = "dead_letters"

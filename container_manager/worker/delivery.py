@@ -29,11 +29,12 @@ from container_manager.events.base import (
     Refused,
     Standing,
     TransitionEvent,
+    Unavailable,
 )
-from container_manager.models import DeadLetter, Event, PublisherState
+from container_manager.models import Event, PublisherState
 from container_manager.models.base import database_now
-from container_manager.models.sql import storable
 from container_manager.outbox import Outbox
+from container_manager.worker.letters import deliver_wanted, note_refusal, told
 
 logger = logging.getLogger("container_manager")
 
@@ -41,9 +42,6 @@ BATCH = 500
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
 LOOK_SECONDS = 1.0
 """How often it looks for events, or whether its publisher is free, without being woken."""
-
-LONGEST_ERROR = 2_000
-
 
 _WELL: dict[str, Any] = {
     **{"failures": 0, "failing_since": None, "last_error": "", "next_try_at": None},
@@ -134,6 +132,7 @@ class Delivery:
         self._refused: int | None = None
         self._tries = 0
         self._not_before = 0.0
+        self._letters_at = 0.0
         self._thread = threading.Thread(target=self.run, name=f"to {alias}", daemon=True)
 
     def start(self) -> None:
@@ -222,22 +221,23 @@ class Delivery:
     def _deliver(self) -> float:
         """What is no fault of one event is raised."""
         self._be_in_step()
+        self._look_for_letters()
         events = self._read()
         if not events:
             self._be_well()
             return LOOK_SECONDS
         try:
-            self._publisher.publish(events)
+            delivered = self._publisher.publish(events)
         except Refused as error:
             self._advance(events[: error.delivered])
-            return self._was_refused(events[error.delivered], error)
+            return self._was_refused(events[error.delivered], error, error.tries)
         except NotDelivered as error:
             self._advance(events[: error.delivered])
             raise
         except Exception as error:
             logger.exception("Publisher %s failed", self.alias)
             return self._was_refused(events[0], error)
-        self._advance(events)
+        self._advance(events[:delivered])
         return 0.0
 
     def _be_in_step(self) -> None:
@@ -257,6 +257,13 @@ class Delivery:
         if self._failures:
             self._lease.write(**_WELL)
             self._is_well_at(self._position)
+
+    def _look_for_letters(self) -> None:
+        """Dead letters that are wanted again; while nothing goes through they wait, too."""
+        now = time.monotonic()
+        if not self._failures and now >= self._letters_at:
+            self._letters_at = now + LOOK_SECONDS
+            deliver_wanted(self.alias)
 
     def _read(self) -> list[TransitionEvent]:
         limit = 1 if self._refused is not None else BATCH
@@ -283,21 +290,22 @@ class Delivery:
 
     def _failed(self, error: Exception, **more: Any) -> float:
         self._failures += 1
-        pause = pause_after(self._failures)
+        asked = error.retry_after if isinstance(error, Unavailable) else None
+        pause = max(pause_after(self._failures), asked or 0.0)
         self._not_before = time.monotonic() + pause
         if self._failures == 1 or self._failures % 20 == 0:
             logger.warning("Publisher %s: %s", self.alias, error)
         self._lease.write(
             failures=self._failures,
             failing_since=Coalesce("failing_since", Now()),
-            last_error=_told(error),
+            last_error=told(error),
             next_try_at=database_now("default") + timedelta(seconds=pause),
             **more,
         )
         return pause
 
-    def _was_refused(self, event: TransitionEvent, error: Exception) -> float:
-        self._tries = self._tries + 1 if self._refused == event.sequence else 1
+    def _was_refused(self, event: TransitionEvent, error: Exception, tries: int = 1) -> float:
+        self._tries = self._tries + tries if self._refused == event.sequence else tries
         self._refused = event.sequence
         if self._tries < self._publisher.max_tries:
             return self._failed(error, refused=self._refused, tries=self._tries)
@@ -309,22 +317,3 @@ class Delivery:
             self._lease.write(position=event.sequence, **_WELL)
         self._is_well_at(event.sequence)
         return 0.0
-
-
-def note_refusal(alias: str, event: TransitionEvent, tries: int, error: Exception) -> None:
-    """Put the event among the dead letters, or note there what the receiver said."""
-    DeadLetter.objects.update_or_create(
-        publisher=alias,
-        sequence=event.sequence,
-        defaults={
-            "event": event.as_json(),
-            "tries": tries,
-            "error": _told(error),
-            "updated_at": database_now("default"),
-        },
-    )
-
-
-def _told(error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    return storable(text)[:LONGEST_ERROR]

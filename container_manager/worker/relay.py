@@ -12,11 +12,12 @@ import uuid
 
 from django.db import connection
 from django.db.models import F
+from django.db.models.functions import Now
 
 from container_manager import schema
 from container_manager.conf import settings
 from container_manager.duties import Duty, Turns
-from container_manager.events.base import Publisher, Refused, TransitionEvent, make
+from container_manager.events.base import Publisher, make
 from container_manager.models import (
     DeadLetter,
     Event,
@@ -28,7 +29,7 @@ from container_manager.models import (
 )
 from container_manager.outbox import Outbox, forget_old
 from container_manager.signs import SignOfLife
-from container_manager.worker.delivery import Delivery, note_refusal
+from container_manager.worker.delivery import Delivery
 
 logger = logging.getLogger("container_manager")
 
@@ -124,7 +125,7 @@ class Relay:
                 delivery.wake()
 
     def _beat(self) -> None:
-        PublisherState.objects.filter(holder=self.id).update(beat=F("beat") + 1)
+        PublisherState.objects.filter(holder=self.id).update(beat=F("beat") + 1, updated_at=Now())
 
     def _count(self) -> None:
         """In pieces: events are waited for, their counts are not."""
@@ -144,37 +145,6 @@ class Relay:
     def _look_for_an_end(self) -> None:
         if self._until_idle and not sequencing.is_behind():
             served = PublisherState.objects.filter(alias__in=self._publishers)
-            self._idle = not served.filter(position__lt=Event.objects.newest()).exists()
-
-
-# Dead letters -------------------------------------------------------------------------------------
-
-
-def redeliver(alias: str) -> tuple[int, int]:
-    """Try the dead letters of a publisher again, in order; how many went, and how many are left.
-
-    They come late: whoever gets them knows by `version` what they are worth. Raises LookupError for
-    a publisher that is not in the settings, ValueError for one that cannot be made, Unavailable.
-    """
-    if alias not in settings.PUBLISHERS:
-        raise LookupError(alias)
-    entry = settings.PUBLISHERS[alias]
-    publisher = make(entry["class"], entry.get("options"))
-    letters, went = DeadLetter.objects.filter(publisher=alias), 0
-    try:
-        for letter in letters.order_by("sequence"):
-            went += _went(publisher, letter)
-    finally:
-        publisher.close()
-    return went, letters.count()
-
-
-def _went(publisher: Publisher, letter: DeadLetter) -> bool:
-    event = TransitionEvent.from_json(letter.event, letter.sequence)
-    try:
-        publisher.publish([event])
-    except Refused as error:
-        note_refusal(letter.publisher, event, letter.tries + 1, error)
-        return False
-    letter.delete()
-    return True
+            wanted = DeadLetter.objects.wanted().filter(publisher__in=self._publishers)
+            behind = served.filter(position__lt=Event.objects.newest())
+            self._idle = not (behind.exists() or wanted.exists())

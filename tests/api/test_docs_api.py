@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -14,10 +15,11 @@ import pytest
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
 
 from tests.support.api_docs import METHODS, document
-from tests.support.web import Person, Site, live_site, make_person, workers
+from tests.support.publisher_rows import LOG, letter, publisher_row
+from tests.support.web import Person, Site, make_person, some_site, workers
 from tests.support.workers import ROOT, Workers
 
-__all__ = ["live_site", "workers"]
+__all__ = ["workers"]
 
 pytestmark = [
     pytest.mark.web,
@@ -91,6 +93,16 @@ def admin(transactional_db: None) -> Person:
 
 
 @pytest.fixture
+def live_site(workers: Workers, tmp_path: Path) -> Iterator[Site]:
+    """A site whose settings name a publisher, which has trouble."""
+    named = json.dumps({"hooks": {"class": LOG, "options": {}}})
+    publisher_row("hooks", failing_for=90)
+    letter("hooks", 212)
+    with some_site(tmp_path, workers, CONTAINER_MANAGER_PUBLISHERS=named) as site:
+        yield site
+
+
+@pytest.fixture
 def ran(admin: Person, workers: Workers, live_site: Site, tmp_path: Path) -> Path:
     """Where the shell ran that did all that the page says."""
     workers.start("--concurrency", "4").wait_until_started()
@@ -152,5 +164,5 @@ def called(log: str) -> set[str]:
 
 
 def _form(path: str) -> str:
-    ids = r"(?<=/)([0-9a-f]{8}-[0-9a-f-]{27}|(?<=/queues/)[^/]+)(?=/)"
+    ids = r"(?<=/)([0-9a-f]{8}-[0-9a-f-]{27}|(?<=/queues/)[^/]+|(?<=/publishers/)[^/]+)(?=/)"
     return re.sub(ids, "{}", f"{path.rstrip('/')}/")

@@ -77,7 +77,7 @@ def test_publishers_are_told_by_the_one_that_is_furthest_behind(client, settings
     JobFactory.create_batch(3)
     take_all()
     now = timezone.now()
-    Event.objects.filter(sequence=2).update(created_at=now - timedelta(seconds=90))
+    Event.objects.filter(sequence=2).update(changed_at=now - timedelta(seconds=90))
     PublisherState.objects.create(alias="well", position=3)
     PublisherState.objects.create(alias="late", position=1, failing_since=now)
     PublisherState.objects.create(alias="of old", position=0, failing_since=now)

@@ -265,8 +265,8 @@ def test_publishers_are_told_with_their_lag_failures_and_dead_letters(use) -> No
     JobFactory.create_batch(5)
     take_all()
     now = timezone.now()
-    Event.objects.filter(sequence=3).update(created_at=now - timedelta(minutes=3))
-    Event.objects.filter(sequence=1).update(created_at=now - timedelta(minutes=9))
+    Event.objects.filter(sequence=3).update(changed_at=now - timedelta(minutes=3))
+    Event.objects.filter(sequence=1).update(changed_at=now - timedelta(minutes=9))
     PublisherState.objects.create(alias="done", position=5)
     PublisherState.objects.create(
         alias="late", position=2, failures=4, failing_since=now - timedelta(minutes=1)
@@ -295,7 +295,7 @@ def test_a_publisher_whose_events_were_pruned_waits_for_the_oldest_that_is_kept(
     JobFactory.create_batch(5)
     take_all()
     PublisherState.objects.create(alias="far-behind", position=1)
-    Event.objects.filter(sequence=4).update(created_at=timezone.now() - timedelta(minutes=3))
+    Event.objects.filter(sequence=4).update(changed_at=timezone.now() - timedelta(minutes=3))
     Event.objects.filter(sequence__lt=4).delete()
     samples = scrape()
     assert value(samples, "publisher_lag_events", publisher="far-behind") == 4

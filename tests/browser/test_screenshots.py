@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from django.utils import timezone
 from playwright.sync_api import Page, expect
 
 from container_manager import lifecycle
-from container_manager.models import ContainerJob, Dag, DagRun, TaskInstance, acting_as
+from container_manager.models import ContainerJob, Dag, DagRun, Event, TaskInstance, acting_as
+from container_manager.models.sequencing import take_all
 from container_manager.workflows import dags
 from tests.browser.conftest import PATIENCE_MILLISECONDS
+from tests.support.publisher_rows import happened, letter, publisher_row
 from tests.support.web import Person, Site, some_site
 from tests.support.workers import Workers, settled, wait_for
 from tests.workflows.driving import made, play, started, task
@@ -31,7 +35,15 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def live_site(workers: Workers, tmp_path: Path) -> Iterator[Site]:
-    with some_site(tmp_path, workers) as site:
+    named = {
+        alias: {"class": "container_manager.events.webhook.WebhookPublisher", "options": {}}
+        for alias in ("audit", "billing", "chat")
+    }
+    given = {
+        "CONTAINER_MANAGER_PUBLISHERS": json.dumps(named),
+        "CONTAINER_MANAGER_LEASE_SECONDS": "3600",
+    }
+    with some_site(tmp_path, workers, **given) as site:
         yield site
 
 
@@ -127,6 +139,18 @@ def a_workflow(owner: Person) -> tuple[Dag, DagRun]:
     return dag, run
 
 
+def told_of_events() -> None:
+    """Three publishers, of which one has trouble."""
+    take_all()
+    happened(400, ago=200)
+    now = timezone.now()
+    publisher_row("audit", position=Event.objects.newest(), delivered_at=now)
+    publisher_row("billing", position=Event.objects.newest(), delivered_at=now)
+    away = "https://hooks.example.org answered 503"
+    publisher_row("chat", position=350, failing_for=170, failures=11, last_error=away)
+    letter("chat", 212)
+
+
 @pytest.mark.sqlite
 def test_the_pictures_of_the_documentation(
     sign_in: Callable[[Person], Page], operator: Person, workers: Workers, pictures: Path
@@ -156,3 +180,6 @@ def test_the_pictures_of_the_documentation(
     take("dags", f"{ours}/dag/", ".cm-squares")
     take("dag", f"{ours}/dag/{dag.pk}/change/", ".cm-grid .cm-square")
     take("run", f"{ours}/dagrun/{run.pk}/change/", ".cm-gantt-ran")
+
+    told_of_events()
+    take("publishers", f"{ours}/publisherstate/", "tr[data-publisher]")

@@ -86,6 +86,8 @@ def _name_what_is_there(case: Any) -> None:
     drawn = _uuid(given.get("id"))
     if drawn is not None:
         given["id"] = _worker(drawn) if "/workers/" in path else _row(case, drawn)
+    if "alias" in given and not _is_negative_at(case, ParameterLocation.PATH):
+        given["alias"] = TARGETS["publishers"][len(given["alias"]) % len(TARGETS["publishers"])]
     is_name = "name" in given and not _is_negative_at(case, ParameterLocation.PATH)
     if is_name and case.operation.label.startswith("GET"):
         given["name"] = TARGETS["queues"][len(str(given["name"])) % len(TARGETS["queues"])]

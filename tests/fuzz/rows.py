@@ -12,6 +12,7 @@ from container_manager.models import ContainerJob, Dag, JobAttempt, JobLog, Queu
 from container_manager.states import LAUNCHED, JobStatus, Phase, Stream
 from tests.factories import AttemptFactory, JobFactory
 from tests.fuzz import flows
+from tests.support.publisher_rows import letter, publisher_row
 from tests.support.web import PASSWORD, Person, make_person
 
 STATES: dict[str, tuple[JobStatus, ...]] = {
@@ -39,6 +40,9 @@ QUEUES = ("default", "nightly", "gpu.a100")
 FLOW_SHARE = 40
 """One DAG, run or task of a kind for so many cases."""
 
+LETTERS = 30
+"""Dead letters of each publisher."""
+
 HELD = 3
 LOST = 100
 """Held jobs whose engine nobody reaches."""
@@ -54,6 +58,7 @@ class Targets:
     """Of the jobs and DAGs that are there to be changed or moved, before anybody did it."""
     workers: list[str]
     queues: list[str]
+    publishers: list[str]
     credentials: list[dict[str, str]]
     spare_tokens: list[str]
     """Those of people who do nothing else, for the requests that end a token."""
@@ -79,6 +84,7 @@ def make_targets(cases: int) -> Targets:
         revisions=_revisions(),
         workers=[str(worker.pk) for worker in workers],
         queues=list(QUEUES),
+        publishers=[_publisher(alias) for alias in ("ours", "theirs")],
         credentials=[{"username": each.name, "password": PASSWORD} for each in (ada, bob)],
         spare_tokens=[each.token for each in leavers],
         people={each.name: each.token for each in (ada, bob, operator)},
@@ -130,6 +136,12 @@ def _worker(number: int) -> Worker:
     return Worker.objects.create(
         name=f"w{number}", hostname="host", pid=number + 1, concurrency=4, offers=offers
     )
+
+
+def _publisher(alias: str) -> str:
+    for number in range(LETTERS):
+        letter(alias, number)
+    return str(publisher_row(alias, failing_for=90).pk)
 
 
 def _held_jobs(owner: Person, worker: Worker, wanted: int) -> list[str]:

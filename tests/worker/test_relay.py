@@ -23,7 +23,8 @@ from container_manager.outbox import forget_old
 from container_manager.reports import machinery
 from container_manager.reports.publishers import publishers
 from container_manager.worker import delivery, relay
-from container_manager.worker.relay import Relay, redeliver
+from container_manager.worker.letters import redeliver
+from container_manager.worker.relay import Relay
 from tests.factories import JobFactory
 from tests.support.publishers import Spy, spies
 from tests.support.workers import wait_until
@@ -70,12 +71,14 @@ def test_every_publisher_is_told_everything_in_order():
         for job in jobs:
             job.transition_to("queued")
         wait_until(lambda: len(sequences("one")) == len(sequences("two")) == 10)
+        wait_until(lambda: not PublisherState.objects.exclude(position=10).exists())
+        states = publishers()
     assert sequences("one") == sequences("two") == list(range(1, 11))
-    states = publishers()
     assert [(each.alias, each.state, each.position, each.lag) for each in states] == [
         ("one", "ok", 10, 0),
         ("two", "ok", 10, 0),
     ]
+    assert {each.state for each in publishers()} == {"waiting"}
 
 
 def test_until_idle_ends_when_all_is_delivered():
@@ -310,3 +313,70 @@ def test_what_is_forgotten_was_counted_before(configured):
     one._forget()
     assert not Event.objects.exists()
     assert move_counts.count_moves().by_edge == {("job", "", "pending"): 3}
+
+
+# Dead letters that somebody wants again -----------------------------------------------------------
+
+
+@pytest.fixture
+def picky(monkeypatch):
+    """Every publisher refuses event 2 while `picky` has it."""
+    refused = {2: Refused}
+
+    class Picky(Spy):
+        def publish(self, events):
+            self.trouble = dict(refused)
+            super().publish(events)
+
+    monkeypatch.setattr("tests.support.publishers.Spy", Picky)
+    return refused
+
+
+def test_a_relay_delivers_what_is_wanted_again_and_leaves_the_rest():
+    dead_letters()
+    with relaying():
+        DeadLetter.objects.filter(sequence__in=(1, 3)).ask_again()
+        wait_until(lambda: DeadLetter.objects.count() == 1)
+    assert DeadLetter.objects.get().sequence == 2
+
+
+def test_what_is_refused_again_is_not_wanted_until_somebody_asks(picky):
+    dead_letters()
+    with relaying():
+        DeadLetter.objects.ask_again()
+        wait_until(lambda: DeadLetter.objects.count() == 1)
+        wait_until(lambda: not DeadLetter.objects.wanted().exists())
+        assert DeadLetter.objects.values_list("sequence", "tries", "error").get() == (2, 4, "no 2")
+        del picky[2]
+        DeadLetter.objects.ask_again()
+        wait_until(lambda: not DeadLetter.objects.exists())
+
+
+@pytest.mark.parametrize("error", [Unavailable, RuntimeError("a bug")])
+def test_a_letter_that_does_not_go_holds_up_no_other_event(picky, error):
+    dead_letters()
+    picky[2] = error
+    with relaying():
+        wait_until(lambda: PublisherState.objects.filter(holder__isnull=False).count() == 2)
+        DeadLetter.objects.filter(sequence=2).ask_again()
+        wait_until(lambda: not DeadLetter.objects.wanted().exists())
+        JobFactory()
+        wait_until(lambda: PublisherState.objects.get(pk="one").position == 4)
+        assert PublisherState.objects.get(pk="one").failing_since is None
+    assert DeadLetter.objects.get(sequence=2).tries == 4
+
+
+def test_until_idle_waits_for_what_is_wanted_again():
+    dead_letters()
+    DeadLetter.objects.ask_again()
+    assert Relay(until_idle=True).run() == 0
+    assert not DeadLetter.objects.exists()
+
+
+def test_a_letter_that_cannot_be_read_stays():
+    dead_letters()
+    DeadLetter.objects.filter(sequence=1).update(event={"no": "event"})
+    DeadLetter.objects.ask_again()
+    assert Relay(until_idle=True).run() == 0
+    assert DeadLetter.objects.get().error.startswith("not an event")
+    assert redeliver("one") == (0, 1)

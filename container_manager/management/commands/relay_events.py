@@ -22,7 +22,8 @@ from container_manager.management.processes import (
 )
 from container_manager.models import Event, sequencing
 from container_manager.reports.publishers import PublisherReport, publishers
-from container_manager.worker.relay import Relay, redeliver
+from container_manager.worker.letters import redeliver
+from container_manager.worker.relay import Relay
 
 NICE = 10
 """Events wait, jobs do not."""
@@ -138,4 +139,8 @@ class Command(JobCommand):
             raise failed(f"{left} are still dead letters")
 
 
-COLOURS = {"ok": "green", "behind": "yellow", "failing": "red", "refused": "red"}
+COLOURS = {
+    **dict.fromkeys(("behind", "waiting"), "yellow"),
+    **dict.fromkeys(("failing", "refused"), "red"),
+    "ok": "green",
+}
