@@ -171,7 +171,7 @@ def _fleet() -> Fleet:
         "workers": _living(machinery.workers()),
         "schedulers": _living([each for each in processes if each.kind == ProcessKind.SCHEDULER]),
         "relays": _living([each for each in processes if each.kind == ProcessKind.RELAY]),
-        "publishers": _behind([each for each in publishers.publishers() if each.configured]),
+        "publishers": _behind([each for each in publishers.publishers() if each.path]),
     }
 
 

@@ -206,14 +206,14 @@ def _workflows(told: Told, now: datetime) -> None:
     told.set(metrics.OVERDUE_FOR, _seconds(overdue["oldest"], now))
 
 
-def _publishers(told: Told, now: datetime) -> None:
+def _publishers(told: Told, _now: datetime) -> None:
     told.set(metrics.EVENTS, Event.objects.newest())
-    found = [each for each in publishers.publishers() if each.configured]
+    found = [each for each in publishers.publishers() if each.path]
     shown = _shown([each.alias for each in found])
     for each in found:
         alias = shown(each.alias)
         told.raise_to(metrics.LAG, each.lag, alias)
         told.raise_to(metrics.LAG_FOR, each.lag_seconds, alias)
         told.raise_to(metrics.FAILURES, each.failures, alias)
-        told.raise_to(metrics.FAILING_FOR, _seconds(each.failing_since, now), alias)
+        told.raise_to(metrics.FAILING_FOR, each.failing_seconds, alias)
         told.add(metrics.LETTERS, each.dead_letters, alias)

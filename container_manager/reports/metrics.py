@@ -90,10 +90,10 @@ OVERDUE_FOR = _gauge("dag_slot_overdue_seconds", "How long ago the oldest such s
 SCHEDULERS = _gauge("schedulers", "Schedulers by their last sign of life.", "state")
 RELAYS = _gauge("relays", "Relays by their last sign of life.", "state")
 EVENTS = _metric("counter", "events_total", "Events that got their place in the sequence.")
-LAG = _gauge("publisher_lag_events", "Events that a publisher has not delivered yet.", "publisher")
+LAG = _gauge("publisher_lag_events", "Moves that a publisher was not told of yet.", "publisher")
 LAG_FOR = _gauge(
     "publisher_lag_seconds",
-    "How long the oldest event that it has not delivered has waited.",
+    "How long ago the first move happened that it was not told of.",
     "publisher",
 )
 FAILURES = _gauge(
