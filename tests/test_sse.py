@@ -65,7 +65,9 @@ class Client:
         self.takes = asyncio.Event()
         self.takes.set()
         self.came = asyncio.Event()
-        self.transport = SimpleNamespace(abort=self.gone.set)
+        self.transport = SimpleNamespace(
+            abort=self.gone.set, get_extra_info=lambda _name: None, is_closing=lambda: False
+        )
 
     async def send(self, message):
         await self.takes.wait()
