@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import random
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 from django.db import connection
-from django.test import Client
+from django.test import AsyncClient, Client
 
 from container_manager import lifecycle
 from container_manager.models import JobLog
@@ -24,6 +25,7 @@ from tests.factories import JobFactory
 from tests.support.api import Api, an_operator, problem
 from tests.support.printing import Printing
 from tests.support.running import queue_job, stderr, stdout
+from tests.support.spine import at_once
 from tests.support.streams import EventStream, output
 from tests.support.web import live_site, make_person, member, operator, some_site, workers
 from tests.support.workers import settled, wait_for, wait_until
@@ -319,6 +321,22 @@ def test_a_server_that_cannot_stream_says_so(prints):
         Api(an_operator()).get(f"jobs/{prints.job.pk}/logs/", follow=1), 501, "needs_asgi"
     )
     assert "uvicorn" in told["detail"]
+
+
+def test_a_project_that_does_not_wrap_its_application_can_stream_too(prints):
+    prints(b"text")
+    job = prints.end()
+    client, user = AsyncClient(), an_operator()
+
+    async def read():
+        await client.aforce_login(user)
+        answer = await client.get(f"/api/v1/jobs/{job.pk}/logs/?follow=1")
+        assert answer.headers["Content-Type"] == "text/event-stream"
+        return b"".join([piece async for piece in answer])
+
+    (body,) = at_once(lambda: asyncio.run(read()))
+    assert b'"text":"text"' in body
+    assert b"event: end\n" in body
 
 
 @pytest.mark.web
