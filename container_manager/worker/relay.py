@@ -70,7 +70,7 @@ class Relay:
         """Work until stopped or, with `until_idle`, until all is delivered. Exit code."""
         self._schema = schema.applied("default")
         self._begin()
-        logger.info("Relay: started, %s", ", ".join(self._publishers) or "no publishers")
+        logger.info("Relay: started; publishers: %s", ", ".join(self._publishers) or "none")
         while not (self._stopping or self._idle):
             self._turns.take(self._duties)
         self._end()

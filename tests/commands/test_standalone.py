@@ -32,6 +32,7 @@ pytestmark = pytest.mark.web
 MARK = "STANDALONE_OF_TEST"
 STARTED = ": started,"
 SCHEDULING = "Scheduler: started"
+RELAYING = "Relay: started"
 OF_THE_LOG = re.compile(r"\d{4}-\d\d-\d\d ")
 
 
@@ -44,7 +45,7 @@ class Standalone(WorkerProcess):
         super().__init__(command, shell.environment | environment | {MARK: self.mark}, log)
 
     def ready(self) -> Standalone:
-        """When the worker and the scheduler have started and the web server answers."""
+        """When worker, scheduler and relay have started and the web server answers."""
         wait_until(lambda: self.has_ended or self._have_started(), "standalone")
         assert not self.has_ended, self.said
         wait_until(lambda: answers(self.url), "the web server")
@@ -52,7 +53,7 @@ class Standalone(WorkerProcess):
 
     def _have_started(self) -> bool:
         said = self.said
-        return STARTED in said and SCHEDULING in said
+        return all(words in said for words in (STARTED, SCHEDULING, RELAYING))
 
     @property
     def url(self) -> str:
@@ -77,6 +78,10 @@ class Standalone(WorkerProcess):
 
     def scheduler(self) -> int:
         (pid,) = wait_until(lambda: self.processes("run_scheduler"), "a scheduler")
+        return pid
+
+    def relay(self) -> int:
+        (pid,) = wait_until(lambda: self.processes("relay_events"), "a relay")
         return pid
 
     def end(self) -> None:
@@ -320,7 +325,7 @@ def test_killed_it_takes_its_whole_group_along(
 ) -> None:
     site = start().ready()
     job = running_job(home)
-    children = (site.web(), site.worker(), site.scheduler())
+    children = (site.web(), site.worker(), site.scheduler(), site.relay())
     assert {os.getpgid(pid) for pid in children} == {site.pid}
     site.kill()
     wait_until(lambda: nothing_is_left(site, job), "everything to end")
@@ -331,25 +336,26 @@ def test_killed_as_soon_as_it_starts_it_takes_everything_along(
     start: Callable[..., Standalone],
 ) -> None:
     site = start()
-    wait_until(lambda: len(site.processes()) == 4, "all children")
+    wait_until(lambda: len(site.processes()) == 5, "all children")
     site.kill()
     wait_until(lambda: not site.processes(), "everything to end")
     assert "Traceback" not in site.said
 
 
 @pytest.mark.sqlite
-@pytest.mark.parametrize("which", ["web", "worker", "scheduler"])
+@pytest.mark.parametrize("which", ["web", "worker", "scheduler", "relay"])
 def test_a_child_that_dies_is_started_again(start: Callable[..., Standalone], which: str) -> None:
     site = start().ready()
     before: int = getattr(site, which)()
     os.kill(before, signal.SIGKILL)
     wait_until(lambda: getattr(site, which)() != before, f"another {which}")
     assert answers(site.url)
-    told = {"web": "the web server", "worker": "the worker", "scheduler": "the scheduler"}[which]
+    told = "the web server" if which == "web" else f"the {which}"
     assert f"standalone: {told} ended with exit code -9; another starts in 1 s" in site.said
     wait_until(lambda: site.said.count(STARTED) == (2 if which == "worker" else 1), "the worker")
-    starts = 2 if which == "scheduler" else 1
-    wait_until(lambda: site.said.count(SCHEDULING) == starts, "the scheduler")
+    for other, words in {"scheduler": SCHEDULING, "relay": RELAYING}.items():
+        starts = 2 if which == other else 1
+        wait_until(lambda: site.said.count(words) == starts, other)  # noqa: B023
     site.terminate()
     assert site.ended() == 0
     assert site.processes() == set()
@@ -432,7 +438,7 @@ def test_ctrl_c_ends_it_quietly(terminal: Terminal) -> None:
 
 @pytest.mark.sqlite
 def test_ctrl_c_in_the_first_moment_ends_it_as_quietly(terminal: Terminal) -> None:
-    wait_until(lambda: len(marked(terminal.mark)) == 4, "all children")
+    wait_until(lambda: len(marked(terminal.mark)) == 5, "all children")
     terminal.press(CTRL_C)
     assert terminal.code() == 0
     assert "Traceback" not in terminal.shown

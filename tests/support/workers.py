@@ -105,7 +105,7 @@ class WorkerProcess:
             raise AssertionError(f"worker {self.pid} did not end:\n{self.said}") from None
 
     def wait_until_started(self) -> WorkerProcess:
-        wait_until(lambda: ": started," in self.said or self.has_ended, f"worker {self.pid}")
+        wait_until(lambda: ": started" in self.said or self.has_ended, f"worker {self.pid}")
         assert not self.has_ended, self.said
         return self
 

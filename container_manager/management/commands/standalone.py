@@ -1,4 +1,4 @@
-"""Everything in one place: a migrated database, the web server, a worker and a scheduler."""
+"""Everything in one place: a migrated database, web server, worker, scheduler and relay."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ NAMES_SHOWN = 3
 
 class Command(JobCommand):
     help = (
-        "Migrate the database, then run the web server (admin and REST API), a worker and a "
-        "scheduler; each is started again if it dies. For a database without users a login is "
-        "made and printed, once. Ctrl-C or SIGTERM stops all in order, a second one at once."
+        "Migrate the database, then run the web server (admin and REST API), a worker, a "
+        "scheduler and a relay of events; each is started again if it dies. For a database "
+        "without users a login is made and printed, once. Ctrl-C or SIGTERM stops all in order, a "
+        "second one at once."
     )
     quiet = False
 
@@ -55,6 +56,7 @@ class Command(JobCommand):
                 Kept("the web server", lambda: _web(listener)),
                 Kept("the worker", lambda: Child("run_worker", *_worker_options(options))),
                 Kept("the scheduler", lambda: Child("run_scheduler")),
+                Kept("the relay", lambda: Child("relay_events")),
             ]
             self._keep_running(kept, stopping)
         self.say("Stopped; nothing of it is left.")
@@ -74,7 +76,7 @@ class Command(JobCommand):
             self._tell_who_can_log_in()
         self.say()
         self._warn(listener)
-        self.say("The web server, a worker and a scheduler run. Ctrl-C stops all.")
+        self.say("Web server, worker, scheduler and relay run. Ctrl-C stops all.")
         self._flush()
 
     def _tell_once(self, login: Login) -> None:

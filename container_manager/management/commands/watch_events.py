@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import select
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from typing import Any, Self
@@ -80,7 +81,10 @@ class Command(JobCommand):
             raise wrong_usage(f"--{error}") from error
         with subscription, happened:
             for event in happened:
-                self._show(event, options)
+                if event is not None:
+                    self._show(event, options)
+                elif _nobody_reads(self.out):
+                    raise BrokenPipeError
 
     def _wanted(self, options: dict[str, Any]) -> Filter:
         jobs: list[UUID] = [find_job(options["job"]).pk] if options["job"] else []
@@ -115,19 +119,29 @@ class _Happened:
             except queue.Full:
                 continue
 
-    def __iter__(self) -> Iterator[TransitionEvent]:
-        """For ever; in pieces, so that Ctrl-C is heard."""
+    def __iter__(self) -> Iterator[TransitionEvent | None]:
+        """For ever; None now and then, while nothing happens."""
         while True:
             try:
                 yield self._waiting.get(timeout=LOOK_SECONDS)
             except queue.Empty:
-                continue
+                yield None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended = True
+
+
+def _nobody_reads(stream: Any) -> bool:
+    """The other end of the pipe is closed: no need to wait until a line cannot be written."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(what & select.POLLERR for _, what in poll.poll(0))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _cells(event: TransitionEvent) -> list[str]:
