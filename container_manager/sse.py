@@ -15,6 +15,8 @@ import json
 import logging
 import random
 import signal
+import socket
+import struct
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -30,7 +32,7 @@ from collections.abc import (
 )
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from types import FrameType
 from typing import Any
 
@@ -317,10 +319,22 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
+RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER: the system, too, forgets what it would still send."""
+
+
 def _way_to_abort(send: Send) -> Callable[[], None] | None:
     """ASGI has no word for it: uvicorn's `send` is a method of what holds the transport."""
-    transport = getattr(getattr(send, "__self__", None), "transport", None)
-    return getattr(transport, "abort", None)
+    transport: Any = getattr(getattr(send, "__self__", None), "transport", None)
+    return partial(_reset, transport) if hasattr(transport, "abort") else None
+
+
+def _reset(transport: asyncio.WriteTransport) -> None:
+    line = transport.get_extra_info("socket")
+    if line is not None and not transport.is_closing():
+        with suppress(OSError):
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    transport.abort()
 
 
 # The server ---------------------------------------------------------------------------------------

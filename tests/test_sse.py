@@ -65,7 +65,9 @@ class Client:
         self.takes = asyncio.Event()
         self.takes.set()
         self.came = asyncio.Event()
-        self.transport = SimpleNamespace(abort=self.gone.set)
+        self.transport = SimpleNamespace(
+            abort=self.gone.set, get_extra_info=lambda _name: None, is_closing=lambda: False
+        )
 
     async def send(self, message):
         await self.takes.wait()
@@ -91,6 +93,10 @@ class Client:
 @pytest.fixture(autouse=True)
 def a_server_of_its_own(monkeypatch):
     monkeypatch.setattr(sse, "_server", sse._Server())
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def run(test):
@@ -349,7 +355,7 @@ def test_when_the_server_stops_who_takes_nothing_does_not_keep_it(monkeypatch):
 
 def test_the_signal_that_stops_the_server_is_heard_too():
     heard = []
-    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("the server"))
+    signal.signal(signal.SIGTERM, lambda *_: heard.append("the server"))
 
     async def test(client):
         serving = asyncio.ensure_future(
@@ -360,10 +366,7 @@ def test_the_signal_that_stops_the_server_is_heard_too():
         await serving
         assert (heard, client.done) == (["the server"], True)
 
-    try:
-        run(test)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    run(test)
 
 
 # Outside of Django's handler

@@ -170,6 +170,15 @@ def test_a_character_is_not_told_in_halves_but_at_the_end(prints):
     assert [each.chunk.data for each in told if isinstance(each, Printed)] == [b"\xe2"]
 
 
+def test_nor_is_it_where_one_piece_ends_and_the_next_begins(prints, monkeypatch):
+    monkeypatch.setattr(log_following, "AT_ONCE", 10)
+    text = "€" * 20
+    prints(text.encode())
+    job = prints.end()
+    told, _ = read_on(Follower(job.pk, place()), Looking(job)())
+    assert "".join(each.chunk.data.decode() for each in told[:-1]) == text
+
+
 def test_what_the_cap_left_out_is_told_in_bytes(prints):
     prints(b"head")
     prints(b"tail", skip=1000)
