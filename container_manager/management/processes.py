@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from django.db import connection
 
@@ -21,9 +22,15 @@ def refuse_unfit_database() -> None:
         raise failed("the database is not guarded: run `manage.py migrate`, which installs it")
 
 
-def keep_no_statements() -> None:
+@contextmanager
+def no_statements_kept() -> Iterator[None]:
     """DEBUG remembers the last 9,000; those of a worker are as long as what its jobs print."""
+    kept = connection.queries_log
     connection.queries_log = deque(maxlen=0)
+    try:
+        yield
+    finally:
+        connection.queries_log = kept
 
 
 def stop_on_signals(stop: Callable[[], None]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from django.core.management import call_command
 
 from container_manager.events.base import Refused, Unavailable
+from container_manager.ids import uuid7
 from container_manager.models import DeadLetter, PublisherState
 from container_manager.models.sequencing import take_all
 from container_manager.outbox import Outbox
@@ -35,7 +36,7 @@ def one_is_away(configured):
     take_all()
     newest = Outbox().newest()
     for alias in ("away", "well"):
-        PublisherState.objects.create(alias=alias, position=newest)
+        PublisherState.objects.create(alias=alias, position=newest, holder=uuid7())
     for _ in range(3):
         JobFactory()
     take_all()
@@ -98,7 +99,7 @@ def test_on_a_terminal_it_is_a_table_of_80_columns(one_is_away, monkeypatch):
 def test_a_publisher_that_is_no_longer_in_the_settings_is_said_to_be(one_is_away, configured):
     configured(PUBLISHERS=spies("well"))
     assert [line.split("\t")[:2] for line in run("relay_events", "--status").lines] == [
-        ["away", "not configured"],
+        ["away", "removed"],
         ["well", "ok"],
     ]
 

@@ -16,7 +16,7 @@ from container_manager.management import tables
 from container_manager.management.base import JobCommand, failed, nothing, wrong_usage
 from container_manager.management.children import obey_parent
 from container_manager.management.processes import (
-    keep_no_statements,
+    no_statements_kept,
     refuse_unfit_database,
     stop_on_signals,
 )
@@ -75,11 +75,11 @@ class Command(JobCommand):
             raise wrong_usage(f"PUBLISHERS: {error}") from error
         journal.of_process(relay=relay.name)
         stop_on_signals(relay.stop)
-        keep_no_statements()
         os.nice(NICE)
         if options["supervised"]:
             obey_parent(relay.stop)
-        code = relay.run()
+        with no_statements_kept():
+            code = relay.run()
         sys.stdout.flush()
         sys.stderr.flush()
         # A receiver that does not answer must not keep the process.

@@ -11,7 +11,7 @@ from container_manager import journal
 from container_manager.management.base import JobCommand
 from container_manager.management.children import obey_parent
 from container_manager.management.processes import (
-    keep_no_statements,
+    no_statements_kept,
     refuse_unfit_database,
     stop_on_signals,
 )
@@ -38,10 +38,10 @@ class Command(JobCommand):
         scheduler = Scheduler(until_idle=options["until_idle"], name=options["name"])
         journal.of_process(scheduler=scheduler.name)
         stop_on_signals(scheduler.stop)
-        keep_no_statements()
         if options["supervised"]:
             obey_parent(scheduler.stop)
-        code = scheduler.run()
+        with no_statements_kept():
+            code = scheduler.run()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

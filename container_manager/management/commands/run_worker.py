@@ -11,7 +11,7 @@ from container_manager import conf, journal
 from container_manager.management.base import JobCommand, wrong_usage
 from container_manager.management.children import obey_parent
 from container_manager.management.processes import (
-    keep_no_statements,
+    no_statements_kept,
     refuse_unfit_database,
     stop_on_signals,
 )
@@ -65,10 +65,10 @@ class Command(JobCommand):
         )
         journal.of_process(worker=loop.name)
         stop_on_signals(loop.drain)
-        keep_no_statements()
         if options["supervised"]:
             obey_parent(loop.drain)
-        code = loop.run()
+        with no_statements_kept():
+            code = loop.run()
         sys.stdout.flush()
         sys.stderr.flush()
         # Threads that still read from an engine must not keep the process.

@@ -19,7 +19,7 @@ from container_manager.events.base import STATES, Filter, TransitionEvent, Unava
 from container_manager.events.feed import Forgotten, subscribe
 from container_manager.management import tables
 from container_manager.management.base import JobCommand, failed, wrong_usage
-from container_manager.management.processes import keep_no_statements
+from container_manager.management.processes import no_statements_kept
 from container_manager.management.selection import find_job
 
 LOOK_SECONDS = 0.5
@@ -62,7 +62,6 @@ class Command(JobCommand):
         parser.add_argument("--json", action="store_true", help="one JSON object on each line")
 
     def handle(self, **options: Any) -> None:
-        keep_no_statements()
         wanted = self._wanted(options)
         happened = _Happened()
         try:
@@ -79,7 +78,7 @@ class Command(JobCommand):
             raise failed(str(error)) from error
         except ValueError as error:
             raise wrong_usage(f"--{error}") from error
-        with subscription, happened:
+        with no_statements_kept(), subscription, happened:
             for event in happened:
                 if event is not None:
                     self._show(event, options)
