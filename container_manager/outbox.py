@@ -29,8 +29,11 @@ from container_manager.models.connections import give_back_connection
 P = ParamSpec("P")
 R = TypeVar("R")
 
-SOON = (0.02, 0.05, 0.1, 0.2)
+SOON = (0.005, 0.01)
 """Seconds between looks after something happened, before the next move is asked to say so."""
+
+MANY, BREATH = 10, 0.02
+"""Moves that were found at once; then so many seconds until the next look, that it finds more."""
 
 SQLITE_SECONDS = 0.02
 """Between two questions whether anybody wrote."""
@@ -75,7 +78,7 @@ class Outbox:
         self._soon = soon
         self._quiet = 0
         """Waits in a row after which there was nothing new."""
-        self._found_at = 0.0
+        self._rests_until = 0.0
         self._woken = threading.Event()
         self._listener: Listener | None = None
         self._closed = False
@@ -97,8 +100,9 @@ class Outbox:
         False: nothing that it knows of, in all that time.
         """
         self._take_breath()
-        if sequencing.take(using=self._using):
-            self._quiet, self._found_at = 0, time.monotonic()
+        if taken := sequencing.take(using=self._using):
+            pause = self._soon[0] if taken < MANY else max(self._soon[0], BREATH)
+            self._quiet, self._rests_until = 0, time.monotonic() + pause
             return True
         if connections[self._using].vendor == "postgresql":
             return self._waits_to_be_woken(seconds)
@@ -121,7 +125,7 @@ class Outbox:
 
     def _take_breath(self) -> None:
         """What comes all the time is taken in turns, not one by one."""
-        time.sleep(max(0.0, self._found_at + self._soon[0] - time.monotonic()))
+        time.sleep(max(0.0, self._rests_until - time.monotonic()))
 
     # PostgreSQL
 
@@ -137,7 +141,6 @@ class Outbox:
         else:
             pause = min(seconds, settings.POLL_SECONDS)
             self._quiet = len(self._soon)  # ask again: somebody else may have been woken by it
-        self.rest()
         if not self._woken.wait(pause):
             return False
         self._woken.clear()

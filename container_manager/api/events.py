@@ -158,7 +158,7 @@ def _prefers_a_page(request: Request) -> bool:
 def _catch_up() -> None:
     """Where nobody followed what happened, it has no place among the events yet."""
     for _ in range(PASSES):
-        if not sequencing.take():
+        if not sequencing.take(wait=True):
             return
 
 
