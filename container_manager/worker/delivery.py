@@ -286,7 +286,7 @@ class Delivery:
         pause = pause_after(self._failures)
         self._not_before = time.monotonic() + pause
         if self._failures == 1 or self._failures % 20 == 0:
-            logger.warning("Publisher %s: %s", self.alias, error)
+            logger.warning("Publisher %s: %s", self.alias, _told(error))
         self._lease.write(
             failures=self._failures,
             failing_since=Coalesce("failing_since", Now()),
@@ -301,9 +301,8 @@ class Delivery:
         self._refused = event.sequence
         if self._tries < self._publisher.max_tries:
             return self._failed(error, refused=self._refused, tries=self._tries)
-        logger.error(
-            "Publisher %s: event %d is a dead letter: %s", self.alias, event.sequence, error
-        )
+        told = (self.alias, event.sequence, _told(error))
+        logger.error("Publisher %s: event %d is a dead letter: %s", *told)
         with transaction.atomic():
             note_refusal(self.alias, event, self._tries, error)
             self._lease.write(position=event.sequence, **_WELL)
