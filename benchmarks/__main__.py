@@ -6,11 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import drain, listing, memory, report, rescue, stats, streams, workflow
+from benchmarks import drain, events, listing, memory, report, rescue, stats, streams, workflow
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKLOADS = {
     "drain": (drain.run, report.markdown),
+    "events": (events.run, events.markdown),
     "list": (listing.run, listing.markdown),
     "stats": (stats.run, stats.markdown),
     "memory": (memory.run, memory.markdown),

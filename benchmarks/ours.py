@@ -50,7 +50,7 @@ def environment(database_url: str) -> dict[str, str]:
     }
 
 
-def _work(database_url: str, concurrency: int) -> Watched:
+def work(database_url: str, concurrency: int) -> Watched:
     command = [sys.executable, "manage.py", "run_worker", "--until-idle"]
     command += ["--concurrency", str(concurrency)]
     return Watched(command, environment(database_url), ROOT)
@@ -73,7 +73,7 @@ class OnPostgreSQL:
 
     def round(self) -> Drained:
         with self.server.copy_of("ours") as database:
-            worker = _work(self.server.url(database), self.concurrency)
+            worker = work(self.server.url(database), self.concurrency)
             done, first, last = self.server.row(database, POSTGRESQL_SPAN)
         return drained(worker, self.jobs, int(done), first, last)
 
@@ -91,7 +91,7 @@ class OnSQLite:
     def round(self) -> Drained:
         path = self.directory / "round.sqlite3"
         shutil.copyfile(self.filled, path)
-        worker = _work(f"sqlite:///{path}", self.concurrency)
+        worker = work(f"sqlite:///{path}", self.concurrency)
         connection = sqlite3.connect(path)
         done, first, last = connection.execute(SQLITE_SPAN).fetchone()
         connection.close()
