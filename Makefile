@@ -31,7 +31,7 @@ WORKLOAD ?= drain
 ROUNDS ?= 5
 JOBS ?= 20000
 
-.PHONY: help install demo run migrate test test-sqlite test-postgres fuzz crash-sweep workflow-sweep chaos bite simulate coverage mutants lint format docs screenshots bench clean
+.PHONY: help install demo run migrate test test-sqlite test-postgres fuzz crash-sweep workflow-sweep chaos events-storm bite simulate coverage mutants lint format docs screenshots bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -112,6 +112,10 @@ chaos: SEED :=
 chaos: WORKERS := 8
 chaos: $(INSTALLED) ## random faults around many jobs (JOBS=10000 WORKERS=8 SEED= ON=postgres)
 	$(PY) -W ignore -m tests.chaos --jobs $(JOBS) --workers $(WORKERS) --on $(or $(ON),postgres) $(if $(SEED),--seed $(SEED))
+
+events-storm: $(INSTALLED) ## moves while Redis and relays are killed (MOVES=20000 WRITERS=8 SEED= ON=postgres)
+	$(PY) -W ignore -m tests.storm --moves $(or $(MOVES),20000) --processes $(or $(WRITERS),8) \
+		--on $(or $(ON),postgres) $(if $(filter command line,$(origin SEED)),--seed $(SEED))
 
 bite: $(INSTALLED) ## do the tests bite? plants bugs, one at a time, and runs the tests
 	$(PY) -m tests.bite

@@ -55,8 +55,12 @@ def forget_old(limit: int = 1_000) -> int:
     What a publisher is still behind with is kept for it, unless it has delivered nothing for as
     long as events are kept.
     """
-    now = database_now("default")
-    since = now - timedelta(seconds=settings.EVENTS_KEEP_SECONDS)
+    first = Event.objects.order_by("sequence").values_list("created_at", flat=True).first()
+    if first is None:
+        return 0
+    since = database_now("default") - timedelta(seconds=settings.EVENTS_KEEP_SECONDS)
+    if first >= since:
+        return 0
     served = PublisherState.objects.filter(alias__in=settings.PUBLISHERS)
     alive = served.filter(Q(delivered_at__gte=since) | Q(created_at__gte=since))
     return Event.objects.forget(since, alive.aggregate(to=Min("position"))["to"], limit)

@@ -35,6 +35,7 @@ from container_manager.worker.runner import Run, run_inline
 from container_manager.worker.sweeper import Sweeper
 from container_manager.worker.upkeep import (
     ExpireWaiting,
+    ForgetEvents,
     ForgetKeys,
     GiveUpUnproven,
     RequeueRetries,
@@ -109,6 +110,7 @@ class WorkerLoop:
             Duty("expiring waits", ExpireWaiting(), settings.UPKEEP_SECONDS),
             Duty("giving up what is unproven", GiveUpUnproven(), settings.UPKEEP_SECONDS),
             Duty("forgetting keys", ForgetKeys(), ForgetKeys.EVERY_SECONDS),
+            Duty("forgetting events", ForgetEvents(), ForgetEvents.EVERY_SECONDS),
         ]
         self._duties: list[Duty] = []
 

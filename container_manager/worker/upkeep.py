@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from container_manager import lifecycle
 from container_manager.conf import settings
+from container_manager.outbox import forget_old
 
 
 class RequeueRetries:
@@ -39,3 +40,13 @@ class ForgetKeys:
         for _ in range(self.MOST // self.AT_ONCE):
             if lifecycle.forget_keys(self.AT_ONCE) < self.AT_ONCE:
                 break
+
+
+class ForgetEvents:
+    """Deletes events that were kept long enough: where no relay runs somebody must."""
+
+    EVERY_SECONDS = 5.0
+
+    def __call__(self) -> None:
+        """A few at a time: jobs wait for it."""
+        forget_old(limit=1_000)

@@ -65,7 +65,9 @@ def test_the_status_is_a_line_for_each_publisher(one_is_away):
 
 def test_the_status_as_json_has_every_number(one_is_away):
     told = run("relay_events", "--status", "--json").json
-    assert (told["newest"], told["is_behind"]) == (one_is_away + 3, False)
+    assert told["newest"] == one_is_away + 3
+    assert told["oldest"] <= told["newest"]
+    assert isinstance(told["is_behind"], bool)
     away, well = told["publishers"]
     assert (away["alias"], away["state"], away["lag"], away["failures"]) == (
         "away",

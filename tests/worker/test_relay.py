@@ -17,6 +17,7 @@ from container_manager.outbox import forget_old
 from container_manager.reports.publishers import publishers
 from container_manager.worker import delivery, relay
 from container_manager.worker.relay import Relay, redeliver
+from container_manager.worker.upkeep import ForgetEvents
 from tests.factories import JobFactory
 from tests.support.publishers import Spy, spies
 from tests.support.workers import wait_until
@@ -233,6 +234,13 @@ def test_a_relay_forgets_by_itself(configured, monkeypatch):
     aged(5, days=8)
     with relaying():
         wait_until(lambda: not Event.objects.exists())
+
+
+def test_where_no_relay_runs_a_worker_forgets_them(configured):
+    configured(PUBLISHERS={})
+    aged(2, days=8), aged(1, days=0)
+    ForgetEvents()()
+    assert Event.objects.get().sequence == 3
 
 
 # Dead letters -------------------------------------------------------------------------------------
