@@ -77,12 +77,15 @@ test-sqlite: $(INSTALLED) ## the tests on SQLite
 	$(IN_BROWSER) $(PYTEST) $(NONE_IS_FINE)
 
 # What never sees the database, or sees nothing of its kind, is tested once: executors, graphs and
-# documents, processes that start others, images, limits and clocks of the machine. Pages look alike.
+# documents, what publishers send, processes that start others, images, limits and clocks of the
+# machine. Pages look alike.
 ON_POSTGRES := --ignore=tests/executors --ignore=tests/faults/engine \
 	--ignore=tests/commands/test_standalone.py --ignore=tests/commands/test_demo.py \
 	--ignore=tests/admin --ignore=tests/test_docs.py \
 	$(foreach fault,limits clocks images stubborn_jobs timeouts,--ignore=tests/faults/test_$(fault).py) \
-	$(foreach pure,graph cron documents spec following,--ignore=tests/workflows/test_$(pure).py)
+	$(foreach pure,graph cron documents spec following,--ignore=tests/workflows/test_$(pure).py) \
+	$(foreach pure,base feed publishers redis webhook webhook_addresses webhook_docs webhook_settings \
+		webhook_signatures,--ignore=tests/events/test_$(pure).py) --ignore=tests/test_sse.py
 A_MORNING := -k an_operators_morning
 
 test-postgres: $(INSTALLED) ## the tests on a PostgreSQL that is started for them
