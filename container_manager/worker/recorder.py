@@ -32,7 +32,7 @@ from container_manager.worker.output import Output
 
 logger = logging.getLogger("container_manager")
 
-PAUSE_SECONDS, SHARE = 0.1, 20
+PAUSE_SECONDS, SHARE = 0.1, 10
 """Output is written at once after such a pause; a longer one where writing would take more than one
 part of so many of a worker's time, up to LOG_FLUSH_SECONDS."""
 

@@ -250,7 +250,7 @@ def test_the_pause_grows_with_the_time_that_writing_takes(worker, monkeypatch):
     clock = [time.monotonic()]
     monkeypatch.setattr("container_manager.worker.recorder.time.monotonic", lambda: clock[0])
     keep = lifecycle.keep_chunks
-    for took, pause in ((0.001, 0.1), (0.1, 2.0), (1.0, 5.0)):
+    for took, pause in ((0.001, 0.1), (0.1, 1.0), (1.0, 5.0)):
 
         def slowly(*given, took=took):
             clock[0] += took
