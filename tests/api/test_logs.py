@@ -320,7 +320,7 @@ def test_beyond_the_end_there_is_nothing(api, prints):
         {"cursor": "1-stderr-5-stdout-5"},
         {"cursor": f"1-stdout-{10**20}"},
         {"cursor": "-1-stdout-5"},
-        {"follow": 1},
+        {"follow": 2},
         {"page": 1},
     ],
 )
