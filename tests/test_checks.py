@@ -177,6 +177,29 @@ def test_wrong_settings_are_reported_with_their_place(settings, given, line):
 
 
 @pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"class": "no.such.Publisher"}, "No module named 'no'"),
+        ({"class": "logging.Logger", "options": {"name": "x"}}, "is no Publisher"),
+        (
+            {"class": "container_manager.events.log.LogPublisher", "options": {"level": "LOUD"}},
+            "'LOUD' is not one of",
+        ),
+        (
+            {"class": "container_manager.events.redis.RedisPublisher", "options": {"url": "x"}},
+            "scheme",
+        ),
+        ({"class": "container_manager.events.redis.RedisPublisher"}, "'url'"),
+    ],
+)
+def test_a_publisher_that_cannot_be_made_is_reported(settings, entry, words):
+    settings.CONTAINER_MANAGER = {"PUBLISHERS": {"mine": entry}}
+    (message,) = checks.settings_are_valid()
+    assert message.msg.startswith(f"CONTAINER_MANAGER['PUBLISHERS']['mine']: {entry['class']}: ")
+    assert words in message.msg
+
+
+@pytest.mark.parametrize(
     ("debug", "process", "warned"),
     [(False, True, True), (False, False, False), (False, None, False), (True, True, False)],
 )

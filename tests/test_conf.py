@@ -107,6 +107,24 @@ def test_an_executor_needs_a_class(entry):
     )
 
 
+@pytest.mark.parametrize(
+    ("alias", "entry", "words"),
+    [
+        ("hook", {}, "needs a dict"),
+        ("hook", "x.Y", "needs a dict"),
+        ("hook", {"class": 7}, "needs a dict"),
+        ("", {"class": "x.Y"}, "1 to 64 characters"),
+        ("x" * 65, {"class": "x.Y"}, "1 to 64 characters"),
+        ("hook", {"class": "x.Y", "options": []}, "`options` must be a dict"),
+        ("hook", {"class": "x.Y", "option": {}}, "not 'option'"),
+    ],
+)
+def test_a_publisher_has_an_alias_a_class_and_options(alias, entry, words):
+    (problem,) = problems(PUBLISHERS={alias: entry})
+    assert problem.startswith(f"CONTAINER_MANAGER['PUBLISHERS'][{alias!r}]: ")
+    assert words in problem
+
+
 def test_the_lease_must_be_three_times_the_poll():
     assert "three times" in problems(LEASE_SECONDS=1, REQUEST_POLL_SECONDS=0.5)[0]
     assert problems(LEASE_SECONDS=1.5, REQUEST_POLL_SECONDS=0.5) == []

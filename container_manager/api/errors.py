@@ -105,7 +105,7 @@ def handle(error: Exception, context: Mapping[str, Any]) -> HttpResponse:
     """DRF's exception handler: every exception becomes a problem, a bug is also logged."""
     problem = problem_of(error)
     if problem.status >= 500:
-        _log(error, context.get("request"), expected=problem.status == 503)
+        _log(error, context.get("request"), expected=problem.status != 500)
     return respond(problem)
 
 

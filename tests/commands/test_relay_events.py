@@ -175,3 +175,18 @@ def test_a_relay_of_a_shell_tells_what_there_is_and_ends(shell: Shell, tmp_path)
     answer = shell("relay_events", "--until-idle", CONTAINER_MANAGER_PUBLISHERS=publishers)
     assert answer.code == 0, answer.err
     assert [sequence for sequence, _, _ in told(tmp_path / "told")] == [1, 2]
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize(
+    ("environment", "aliases"),
+    [
+        ({"REDIS_URL": "redis://127.0.0.1:1/0"}, ["redis"]),
+        ({}, []),
+        ({"REDIS_URL": "redis://127.0.0.1:1/0", "CONTAINER_MANAGER_PUBLISHERS": "{}"}, []),
+    ],
+    ids=["REDIS_URL", "nothing", "PUBLISHERS wins"],
+)
+def test_a_project_that_names_its_redis_tells_it(shell: Shell, environment, aliases):
+    answer = shell("relay_events", "--status", "--json", **environment)
+    assert [each["alias"] for each in answer.json["publishers"]] == aliases

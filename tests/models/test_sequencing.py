@@ -500,8 +500,9 @@ def test_a_commit_order_is_not_used_again_after_the_newest_entity_is_gone():
     JobFactory()
     newest = JobFactory()
     take()
+    pk = newest.pk
     newest.delete()
-    StateHistory.objects.filter(entity_id=newest.pk).delete()
+    assert StateHistory.objects.filter(entity_id=pk).delete()[0] == 1
     job = JobFactory()
     assert take() == 1
     assert versions_of(job) == [1]
