@@ -521,7 +521,6 @@ def prunable(
     return own.settled().exclude(models.Exists(left))  # type: ignore[attr-defined, no-any-return]
 
 
-@verb
 def prune(
     job_ids: Collection[UUID], *, keep_history: bool = False, by_manager: bool = False
 ) -> set[UUID]:
@@ -529,11 +528,26 @@ def prune(
 
     What happened to them has its place among the events before, and is told all the same.
     """
+    tell_what_happened()
+    return _prune(job_ids, keep_history=keep_history, by_manager=by_manager)
+
+
+def tell_what_happened() -> None:
+    """Before histories are deleted: give moves their places, and count them.
+
+    Outside of a transaction it takes as many short ones as it needs; only the rest is left for the
+    one that deletes.
+    """
+    sequencing.take_all()
+    move_counts.fold_all()
+
+
+@verb
+def _prune(job_ids: Collection[UUID], *, keep_history: bool, by_manager: bool) -> set[UUID]:
     jobs = prunable(ContainerJob.objects.filter(pk__in=job_ids), by_manager=by_manager)
     rows = jobs.order_by("pk").select_for_update(of=("self",))
     gone = set(rows.values_list("pk", flat=True))
-    sequencing.take_all()
-    move_counts.fold_all()
+    tell_what_happened()
     ContainerJob.objects.filter(pk__in=gone).delete()
     if not keep_history:
         StateHistory.objects.filter(

@@ -53,7 +53,8 @@ def forget_old(limit: int = 1_000) -> int:
     """Delete at most so many events that were kept long enough; returns how many.
 
     What a publisher is still behind with is kept for it, unless it has delivered nothing for as
-    long as events are kept. What is deleted stays in the counts of moves.
+    long as events are kept. Only what is in the counts of moves is deleted,
+    and nobody is waited for.
     """
     first = Event.objects.order_by("sequence").values_list("created_at", flat=True).first()
     if first is None:
@@ -63,8 +64,9 @@ def forget_old(limit: int = 1_000) -> int:
         return 0
     served = PublisherState.objects.filter(alias__in=settings.PUBLISHERS)
     alive = served.filter(Q(delivered_at__gte=since) | Q(created_at__gte=since))
-    move_counts.fold_all()
-    return Event.objects.forget(since, alive.aggregate(to=Min("position"))["to"], limit)
+    move_counts.fold()
+    ends = (move_counts.counted(), alive.aggregate(to=Min("position"))["to"])
+    return Event.objects.forget(since, min(end for end in ends if end is not None), limit)
 
 
 class Outbox:

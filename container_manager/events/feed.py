@@ -13,6 +13,7 @@ when it subscribed, and each event comes once, unless the process ends.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -118,7 +119,8 @@ class Feed:
             return recent
         found = self._source.after(sequence, limit)
         with self._changed:
-            return found or self._recent[:limit]
+            later = (event for event in self._recent if event.sequence > sequence)
+            return found or list(itertools.islice(later, limit))
 
     def recent(self, sequence: int, limit: int = BATCH) -> Sequence[TransitionEvent] | None:
         """The same from memory alone; None where it does not reach back so far. Asks nobody."""
@@ -176,6 +178,8 @@ class Feed:
     def _is_wanted(self) -> bool:
         with self._changed:
             self._following = bool(self._watchers)
+            if not self._following:
+                self._recent = []  # of no use to who comes later, and older than what he asks for
             return self._following
 
     def _begin(self, position: int) -> None:

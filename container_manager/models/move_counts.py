@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.db import connections, models, transaction
+from django.db import connections, models
 
+from container_manager.models.connections import briefly_atomic
 from container_manager.models.event import Event
 from container_manager.models.sql import milliseconds_between
 from container_manager.states import JOB, JobStatus
@@ -76,7 +77,7 @@ def fold(limit: int = FOLDED_AT_ONCE, *, using: str = USING, wait: bool = False)
     """
     if not behind(using):
         return 0
-    with transaction.atomic(using=using):
+    with briefly_atomic(using):
         rows = MoveCounter.objects.using(using)
         if not rows.exists():  # after a flush
             rows.bulk_create([MoveCounter()], ignore_conflicts=True)
@@ -102,8 +103,12 @@ def fold_all(*, using: str = USING) -> int:
 
 def behind(using: str = USING) -> int:
     """How many events are not folded yet."""
-    counted = MoveCounter.objects.using(using).values_list("counted", flat=True).first() or 0
-    return max(0, Event.objects.using(using).newest() - counted)
+    return max(0, Event.objects.using(using).newest() - counted(using))
+
+
+def counted(using: str = USING) -> int:
+    """The sequence up to which all events are folded."""
+    return MoveCounter.objects.using(using).values_list("counted", flat=True).first() or 0
 
 
 def _add(using: str, after: int, up_to: int) -> None:

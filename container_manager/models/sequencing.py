@@ -23,6 +23,7 @@ from django.db.models import Max, QuerySet
 
 from container_manager.db_guard import AWAITED, HISTORY_TABLE
 from container_manager.models.base import database_now
+from container_manager.models.connections import briefly_atomic
 from container_manager.models.event import Event, EventSequencer
 from container_manager.models.history import StateHistory
 from container_manager.models.sql import clock
@@ -46,7 +47,7 @@ def take(limit: int = LIMIT, *, using: str = "default", wait: bool = False) -> i
         return 0
     dialect = _dialect(using)
     within = connections[using].in_atomic_block
-    with transaction.atomic(using=using):
+    with briefly_atomic(using):
         row = _hold(using, wait)
         if row is None:
             return 0
@@ -96,7 +97,7 @@ def await_moves(using: str = "default") -> bool:
         return False
     try:
         with transaction.atomic(using=using), connections[using].cursor() as cursor:
-            cursor.execute(f"SELECT setval('{AWAITED}', 2)")
+            cursor.execute(f"SELECT setval('{AWAITED}', 2) FROM {AWAITED} WHERE last_value <> 2")
     except ProgrammingError:  # not a role that may: the trigger reads it all the same
         return False
     return True

@@ -80,7 +80,10 @@ class Lease:
 
     def take(self) -> PublisherState | None:
         """The publisher's row, if nobody serves it, or who did so is dead; else None."""
-        row = PublisherState.objects.get(alias=self.alias)
+        newest = Event.objects.newest()
+        row, _ = PublisherState.objects.get_or_create(
+            alias=self.alias, defaults={"position": newest}
+        )
         if row.holder is not None and self._stands_still(row) < self._seconds:
             return None
         rows = PublisherState.objects.filter(alias=self.alias, epoch=row.epoch, beat=row.beat)
@@ -176,7 +179,7 @@ class Delivery:
             self._woken.wait(seconds)
 
     def _kept(self, do: Callable[[], float]) -> float:
-        """Whatever goes wrong with the database: it is tried again."""
+        """Whatever goes wrong: it is tried again, for nobody else serves this publisher."""
         try:
             return do()
         except Fenced:
@@ -185,6 +188,8 @@ class Delivery:
         except (Error, InterfaceError) as error:
             logger.warning("Publisher %s: database: %s", self.alias, str(error).strip())
             connection.close()
+        except Exception:
+            logger.exception("Publisher %s failed, and is tried again", self.alias)
         return LOOK_SECONDS
 
     def _leave(self) -> float:

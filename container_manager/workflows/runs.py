@@ -33,7 +33,6 @@ from container_manager.models import (
     StateHistory,
     TaskInstance,
     acting_as,
-    sequencing,
 )
 from container_manager.models.base import batched, database_now
 from container_manager.models.job import wake_managers
@@ -527,7 +526,6 @@ def _withdraw(task: TaskInstance, actor: str) -> None:
         raise InvalidTransition.between(task, _W.RUNNING, _W.SKIPPED, ())
 
 
-@verb
 def prune(
     run_ids: Iterable[UUID], *, keep_history: bool = False, also_queued: bool = False
 ) -> set[UUID]:
@@ -535,6 +533,12 @@ def prune(
 
     One of which a job is not yet cleaned up from its engine stays.
     """
+    lifecycle.tell_what_happened()
+    return _prune(run_ids, keep_history=keep_history, also_queued=also_queued)
+
+
+@verb
+def _prune(run_ids: Iterable[UUID], *, keep_history: bool, also_queued: bool) -> set[UUID]:
     deletable = [*states.OVER, _W.QUEUED] if also_queued else states.OVER
     rows = DagRun.objects.filter(pk__in=list(run_ids), state__in=deletable).order_by("pk")
     gone = set(rows.select_for_update().values_list("pk", flat=True))
@@ -556,7 +560,7 @@ def prune(
 def _delete(run_ids: Collection[UUID], *, keep_history: bool) -> None:
     tasks = TaskInstance.objects.filter(dag_run__in=run_ids)
     task_ids = list(tasks.values_list("pk", flat=True))
-    sequencing.take_all()
+    lifecycle.tell_what_happened()
     DagRun.objects.filter(pk__in=run_ids).delete()
     for model, pks in () if keep_history else ((DagRun, run_ids), (TaskInstance, task_ids)):
         for batch in batched(list(pks)):

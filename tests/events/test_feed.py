@@ -300,3 +300,13 @@ def test_without_a_source_it_says_that_it_is_too_early(monkeypatch):
     monkeypatch.setattr(feeds, "_feed", None)
     with pytest.raises(RuntimeError, match="not ready"):
         feeds.subscribe(print)
+
+
+def test_whoever_asks_after_the_last_listener_left_gets_nothing_old(feed, source):
+    """A page that was given old events again would ask for what is behind them for ever."""
+    with feed.subscribe(heard := Heard()):
+        source.tell(event(6))
+        wait_until(lambda: heard == [6])
+    wait_until(lambda: not feed._following)
+    assert list(feed.after(6)) == []
+    assert [each.sequence for each in feed.after(5)] == [6]

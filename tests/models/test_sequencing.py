@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import defaultdict
 from datetime import timedelta
 
 import pytest
 from django.core.management import call_command
-from django.db import connections, transaction
+from django.db import InterfaceError, OperationalError, connections, transaction
 from django.db.models import F
 from django.utils import timezone
 from hypothesis import given
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from container_manager import guarding, lifecycle
 from container_manager.db_guard import AWAITED, MOVES_CHANNEL
-from container_manager.models import ContainerJob, Event, EventSequencer, StateHistory
+from container_manager.models import ContainerJob, Event, EventSequencer, StateHistory, sequencing
 from container_manager.models.sequencing import (
     EVENTS_CHANNEL,
     Snapshot,
@@ -37,6 +38,7 @@ from tests.factories import (
 from tests.models.ways import execute
 from tests.support.second_connection import second_session
 from tests.support.threads import in_threads
+from tests.support.workers import wait_until
 
 committed = pytest.mark.django_db(transaction=True)
 
@@ -545,3 +547,39 @@ def test_whatever_the_order_of_commits_each_transaction_is_taken_once(data):
     left = {each for each in done if each >= dealt_with.end or each in dealt_with.under_way}
     assert set(taken) | left == done
     assert set(taken) & left == set()
+
+
+@committed
+@pytest.mark.postgres
+def test_a_process_that_is_frozen_while_it_gives_places_keeps_them_from_nobody(monkeypatch):
+    """SIGSTOP leaves its connection open: the server itself ends what it holds."""
+    monkeypatch.setattr("container_manager.models.connections.HELD_SECONDS", 1)
+    JobFactory()
+    tell, frozen, thawed = sequencing._PostgreSQL.tell, threading.Event(), threading.Event()
+
+    def freezes(self, *arguments):
+        monkeypatch.setattr(sequencing._PostgreSQL, "tell", tell)
+        frozen.set()
+        thawed.wait(60)
+        return tell(self, *arguments)
+
+    monkeypatch.setattr(sequencing._PostgreSQL, "tell", freezes)
+    lost = []
+
+    def slow():
+        try:
+            take()
+        except (OperationalError, InterfaceError) as error:
+            lost.append(error)
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=slow)
+    thread.start()
+    frozen.wait(60)
+    assert take() == 0
+    wait_until(lambda: take() == 1, "the frozen one to lose the row")
+    thawed.set()
+    thread.join(60)
+    assert len(lost) == 1
+    assert_all_is_told_once_and_in_order()
