@@ -225,8 +225,8 @@ BUGS = (
     Bug(
         "events: the wrong dead letter",
         "worker/delivery.py",
-        "self._was_refused(events[error.delivered], error)",
-        "self._was_refused(events[0], error)",
+        "self._was_refused(events[error.delivered], error, error.tries)",
+        "self._was_refused(events[0], error, error.tries)",
         "Not the event that was refused is put aside, but the first of its batch.",
         ("tests/worker/test_delivery.py",),
     ),
