@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 
 import pytest
@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from container_manager.models import ContainerJob
 from tests.factories import JobFactory
+from tests.support.feeds import end_listening
 
 ONLY_ON = {"postgres": "postgresql", "sqlite": "sqlite"}
 
@@ -31,6 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, vendor in ONLY_ON.items():
             if item.get_closest_marker(marker) and connection.vendor != vendor:
                 item.add_marker(pytest.mark.skip(reason=f"speaks of {vendor} only"))
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None) -> Iterator[None]:
+    """The test database goes last: nobody listens to it any more by then."""
+    yield
+    end_listening()
 
 
 @pytest.fixture

@@ -243,7 +243,7 @@ def test_the_number_of_questions_does_not_grow_with_the_jobs(
 ) -> None:
     for _ in range(20):
         lived("running", "completed")
-    with django_assert_max_num_queries(50):
+    with django_assert_max_num_queries(55):
         assert codes() == set()
 
 

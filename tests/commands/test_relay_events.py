@@ -21,7 +21,7 @@ from tests.support.publishers import Spy, spies, to_file, told
 
 __all__ = ["configured"]
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(transaction=True)
 
 
 class Terminal(io.StringIO):

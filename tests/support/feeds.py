@@ -29,3 +29,12 @@ def own_feed() -> Iterator[FeedSource]:
 
 def left_of(known: set[threading.Thread]) -> list[threading.Thread]:
     return [each for each in threading.enumerate() if each.name in THREADS and each not in known]
+
+
+def end_listening() -> None:
+    """Close this process' own feed for good, with its connection."""
+    if feeds._feed is not None:
+        feeds._feed._source.close()  # type: ignore[attr-defined]
+    listeners = [each for each in threading.enumerate() if each.name == "listener"]
+    for each in listeners:
+        each.join(10)
