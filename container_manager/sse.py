@@ -238,7 +238,8 @@ class Stream:
     async def _all(self, bell: Bell) -> AsyncGenerator[bytes, None]:
         clock = bell.loop.time
         beat_at = clock() + self.patience.heartbeat
-        ask_at = clock() + self.patience.allowed
+        # Those that began together do not all ask together.
+        ask_at = clock() + self.patience.allowed * random.uniform(0.5, 1.0)  # noqa: S311
         while not _server.stops:
             bell.mute()  # before anything is looked at: what comes meanwhile rings again
             messages = await self.source.next()
