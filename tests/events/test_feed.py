@@ -146,6 +146,7 @@ def test_many_listeners_read_the_database_once(feed, source):
 
 def test_the_memory_is_bounded(feed, source):
     with feed.subscribe(Heard()):
+        wait_until(lambda: feed.recent(5) is not None)
         for number in range(6, 100):
             source.tell(event(number))
         wait_until(lambda: feed.recent(98) and feed.recent(98)[-1].sequence == 99)
