@@ -81,7 +81,8 @@ class WorkerProcess:
         return self.log.read_text(errors="replace")
 
     def send(self, number: int) -> None:
-        os.kill(self.pid, number)
+        """To nobody when it has ended: its number may be another's by now."""
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         """kill -9: nothing more is written, said or let go."""
