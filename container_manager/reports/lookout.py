@@ -52,6 +52,7 @@ class Lookout:
         self._thread: threading.Thread | None = None
         self._somebody_came = False
         self._pause = SHORTEST_PAUSE
+        self._rests = True
 
     def watch(self, job_id: UUID, bell: Bell) -> Watched:
         """From now on; how the job stands is also new to who comes."""
@@ -89,11 +90,12 @@ class Lookout:
 
     def _wait(self) -> dict[UUID, Watched]:
         with self._changed:
+            self._changed.wait_for(lambda: self._somebody_came, self._pause)
             if not self._jobs:
                 give_back_connection()
+                self._rests = True
                 self._changed.wait_for(lambda: self._jobs)
-            self._changed.wait_for(lambda: self._somebody_came, self._pause)
-            self._somebody_came = False
+            self._rests = self._somebody_came = False
             return dict(self._jobs)
 
     def _recover(self) -> None:

@@ -55,6 +55,7 @@ def lookout():
     for watched in list(made._jobs.values()):
         for bell in list(watched.bells):
             made.leave(watched, bell)
+    wait_until(lambda: made._rests, "it to rest")
 
 
 def test_who_watches_hears_of_everything_new(lookout):
@@ -85,18 +86,13 @@ def test_while_nobody_watches_nothing_is_asked(lookout, looks):
     wait_until(lambda: ear.heard)
     lookout.leave(watched, ear)
     lookout.leave(watched, ear)
-    wait_until(lambda: not _is_looking(lookout), "it to rest")
+    wait_until(lambda: lookout._rests, "it to rest")
     count = len(asked)
     prints(b"text")
     assert not lookout._jobs
     lookout.watch(other.job.pk, ear)
     wait_until(lambda: ear.heard == 2)
     assert asked[count] == {other.job.pk}, "the next question is for who came then"
-
-
-def _is_looking(lookout):
-    """Parked threads wait in the condition, with nothing to watch."""
-    return bool(lookout._jobs) or not lookout._changed._waiters
 
 
 def test_a_database_that_is_away_is_asked_again(lookout, looks, monkeypatch, caplog):
