@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from concurrent.futures import Future
 from dataclasses import replace
@@ -9,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from container_manager import journal
 from container_manager.engines import Engine
 from container_manager.executors.base import (
     Barred,
@@ -545,3 +547,31 @@ def test_one_inline_job_that_breaks_does_not_keep_the_others(recorder, caplog):
     assert [ending.job_id for ending in recorder.ends] == [lease.job_id for lease in leases]
     assert [ending.reason for ending in recorder.ends] == ["", "launch_error", "not_permitted", ""]
     assert all(ending.cleaned_up for ending in recorder.ends)
+
+
+# The log
+
+
+def test_what_its_threads_log_says_whose_it_is(new_run, recorder, world):
+    seen: list[tuple[str, dict[str, object]]] = []
+
+    class Keeping(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append((record.getMessage(), journal.context()))
+
+    def broken(_spec):
+        raise RuntimeError("a bug")
+
+    world.on_create = broken
+    logger, handler = logging.getLogger("container_manager"), Keeping()
+    logger.addHandler(handler)
+    try:
+        made = new_run()
+        made.thread.start()
+        made.thread.join(30)
+    finally:
+        logger.removeHandler(handler)
+    ((message, about),) = seen
+    assert message == f"Job {made.lease.job_id}: its thread failed; the attempt is given up"
+    assert about == {"job": made.lease.job_id, "attempt": made.lease.attempt}
+    assert journal.context() == {}
