@@ -165,11 +165,15 @@ class PostgresServer:
 
     def make_template(self) -> None:
         """A copy of the test run's own database, of which the others are copies."""
-        self.sql(f"CREATE DATABASE {TEMPLATE}")
-        dump = self.directory / "dump.sql"
+        self.restore_djangos(TEMPLATE)
+
+    def restore_djangos(self, name: str) -> None:
+        """A new database of a dump of the one that Django uses."""
+        self.sql(f"CREATE DATABASE {name}")
+        dump = self.directory / f"{name}.sql"
         self._run("pg_dump", "-f", str(dump), "-d", database_url())
-        self._run("psql", "-q", "-v", "ON_ERROR_STOP=1", "-f", str(dump), "-d", self.url(TEMPLATE))
-        with self.used_by_django(TEMPLATE):
+        self._run("psql", "-q", "-v", "ON_ERROR_STOP=1", "-f", str(dump), "-d", self.url(name))
+        with self.used_by_django(name):
             guarding.after_migrate(using="default")  # a restored trigger reads a little otherwise
 
     @contextmanager
