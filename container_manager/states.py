@@ -157,6 +157,7 @@ NOT_ENDED = (_J.PENDING, _J.QUEUED, _J.RUNNING)
 ENDED = tuple(status for status in JobStatus if status not in NOT_ENDED)
 SETTLED = (_J.COMPLETED, _J.FAILED, _J.CANCELLED, _J.KILLED)
 """Nothing more happens by itself. `failed` counts: an automatic retry leaves it at once."""
+UNSETTLED = tuple(status for status in JobStatus if status not in SETTLED)
 
 # The same of a run or a task.
 NOT_OVER = (_W.QUEUED, _W.RUNNING, _W.RETRYING)

@@ -13,6 +13,7 @@ from django.utils import timezone
 from container_manager.models import ContainerJob
 from tests.factories import JobFactory
 from tests.support.feeds import end_listening
+from tests.support.sessions import await_being_alone
 
 ONLY_ON = {"postgres": "postgresql", "sqlite": "sqlite"}
 
@@ -36,9 +37,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def django_db_setup(django_db_setup: None) -> Iterator[None]:
-    """The test database goes last: nobody listens to it any more by then."""
+    """The test database goes last: nobody uses it any more by then."""
     yield
     end_listening()
+    if connection.vendor == "postgresql":
+        await_being_alone()
 
 
 @pytest.fixture

@@ -37,6 +37,9 @@ ERROR_IN_HISTORY = 500
 
 _KEY = {"job_id": "uuid", "attempt": "integer", "epoch": "integer"}
 
+FACTS = {"execution_id": "text", "image_digest": "text", "stop_kind": "text", "resolved": "jsonb"}
+"""What is learned of an attempt on its way, with its type; None where it is not, or was told."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -97,6 +100,10 @@ class Ending:
     retry_at_once: bool = False
     """Back into the queue in the same transaction, without a backoff."""
     actor: str | None = None
+    execution_id: str | None = None
+    image_digest: str | None = None
+    stop_kind: str | None = None
+    resolved: dict[str, float] | None = None
 
     @property
     def key(self) -> dict[str, Any]:
@@ -113,12 +120,9 @@ def note_progress(using: str, claimant: Claimant, progress: Sequence[Progress]) 
     connection = connections[using]
     columns = {
         **_KEY,
+        **FACTS,
         "phase": "text",
-        "execution_id": "text",
-        "image_digest": "text",
         "started_at": "timestamptz",
-        "stop_kind": "text",
-        "resolved": "jsonb",
         "unreachable": "boolean",
     }
     rows, given = given_rows(connection, [_only(step, columns) for step in progress], columns)
@@ -127,11 +131,7 @@ def note_progress(using: str, claimant: Claimant, progress: Sequence[Progress]) 
         connection,
         f"""
         UPDATE job_attempts AS a SET phase = g.phase, updated_at = {now},
-          execution_id = coalesce(g.execution_id, a.execution_id),
-          image_digest = coalesce(g.image_digest, a.image_digest),
-          started_at = coalesce(g.started_at, a.started_at),
-          stop_kind = coalesce(g.stop_kind, a.stop_kind),
-          resolved = coalesce(g.resolved, a.resolved),
+          {_where_told(*FACTS, "started_at")},
           unreachable_since = CASE WHEN g.unreachable IS NULL THEN a.unreachable_since
             WHEN g.unreachable THEN coalesce(a.unreachable_since, {now}) ELSE NULL END
         FROM {rows} WHERE {FENCE}""",
@@ -246,15 +246,16 @@ def end_attempts(using: str, claimant: Claimant, endings: Sequence[Ending]) -> s
         **dict.fromkeys(("peak_memory_bytes", "stdout_bytes", "stderr_bytes"), "bigint"),
         **dict.fromkeys(("stdout_omitted", "stderr_omitted"), "bigint"),
         "cpu_seconds": "double precision",
+        **FACTS,
     }
-    kept = set(columns) - set(_KEY) - {"started_at"}
+    kept = set(columns) - set(_KEY) - set(FACTS) - {"started_at"}
     rows, given = given_rows(connection, [_only(ending, columns) for ending in endings], columns)
     sets = ", ".join(f"{name} = g.{name}" for name in sorted(kept))
     return _touched(
         connection,
         f"""
         UPDATE job_attempts AS a SET phase = 'done', {sets}, unreachable_since = NULL,
-          started_at = coalesce(g.started_at, a.started_at), updated_at = {clock(connection)}
+          {_where_told(*FACTS, "started_at")}, updated_at = {clock(connection)}
         FROM {rows} WHERE {FENCE}""",
         [given, _id(connection, claimant.worker_id)],
         returning="a.job_id",
@@ -425,6 +426,11 @@ def _returned(
     with connection.cursor() as cursor:
         cursor.execute(f"{update} RETURNING {', '.join(returning)}", parameters)
         return cursor.fetchall()  # type: ignore[no-any-return]
+
+
+def _where_told(*names: str) -> str:
+    """NULL leaves a column as it is."""
+    return ", ".join(f"{name} = coalesce(g.{name}, a.{name})" for name in names)
 
 
 def _uuid(value: Any) -> UUID:

@@ -265,11 +265,15 @@ class TaskInstanceQuerySet(GuardedQuerySet):
 
     def behind_their_job(self) -> TaskInstanceQuerySet:
         """Their job has moved on, or is gone, and they have not followed yet."""
-        return self.filter(_BEHIND, state__in=states.NOT_OVER, queued_at__isnull=False)
+        return self.begun().filter(BEHIND_THEIR_JOB)
+
+    def begun(self) -> TaskInstanceQuerySet:
+        """They have a job, and have not come to their end."""
+        return self.filter(state__in=states.NOT_OVER, queued_at__isnull=False)
 
 
 # A job that is gone has no status. (Of `job__id` Django would read the task's own column.)
-_BEHIND = (
+BEHIND_THEIR_JOB = (
     Q(job__status__isnull=True)
     | Q(job__status__in=states.SETTLED)
     | (Q(job__status=JobStatus.RUNNING) & ~Q(state=_W.RUNNING))

@@ -26,6 +26,7 @@ from container_manager.models.base import database_now
 from container_manager.models.job import WAKE_CHANNEL
 from container_manager.models.leases import Claimant, Lease
 from container_manager.states import JobStatus, StopKind, Stream
+from container_manager.worker.crew import Crew
 from container_manager.worker.heartbeat import Heartbeat
 from container_manager.worker.output import OUTPUT_BYTES, Output
 from container_manager.worker.reaper import Reaper
@@ -93,6 +94,7 @@ class WorkerLoop:
         self._idle = False
         self._outdated = False
         self._recorder = Recorder(self._claimant, self._woken.set, settings.LOG_FLUSH_SECONDS)
+        self._crew = Crew()
         self._sweeper = Sweeper()
         self._heartbeat = Heartbeat(self._worker, settings.LEASE_SECONDS / 3)
         self._listener = Listener(WAKE_CHANNEL, self._wake_to_look)
@@ -251,8 +253,8 @@ class WorkerLoop:
             else:
                 self._start_run(lease)
         for alias, batch in inline.items():
-            arguments = (batch, self._engines[alias].executor, self._instance, self._recorder)
-            threading.Thread(target=run_inline, args=arguments, daemon=True).start()
+            executor = self._engines[alias].executor
+            self._crew.do(partial(run_inline, batch, executor, self._instance, self._recorder))
             self._runs |= dict.fromkeys(lease.job_id for lease in batch)
 
     def _start_run(self, lease: Lease) -> None:
@@ -261,7 +263,7 @@ class WorkerLoop:
         engine = self._engines[lease.executor]
         output = self._output_of(lease)
         run = Run(lease, engine, self._instance, self._recorder, output)
-        run.thread.start()  # where there is no thread to be had the job is an orphan of ours
+        self._crew.do(run.run)  # where there is no thread to be had the job is an orphan of ours
         self._runs[lease.job_id] = run
 
     def _output_of(self, lease: Lease) -> Output:
@@ -397,6 +399,7 @@ class WorkerLoop:
         while not self._sweeper.is_idle and time.monotonic() < ends_at:
             time.sleep(0.01)
         self._turns.insist("recording what was removed", self._sweeper.record)
+        self._crew.dismiss()
         self._listener.stop()
         self._heartbeat.stop()
         self._turns.insist("unregistering", self._unregister)

@@ -26,7 +26,7 @@ from container_manager import journal, lifecycle
 from container_manager.faults import reached
 from container_manager.models import JobAttempt, JobLog
 from container_manager.models.leases import Claimant, Lease
-from container_manager.models.outcomes import Ending, Progress
+from container_manager.models.outcomes import FACTS, Ending, Progress
 from container_manager.states import Phase, Stream
 from container_manager.worker.output import Output
 
@@ -35,6 +35,9 @@ logger = logging.getLogger("container_manager")
 PAUSE_SECONDS, SHARE = 0.1, 10
 """Output is written at once after such a pause; a longer one where writing would take more than one
 part of so many of a worker's time, up to LOG_FLUSH_SECONDS."""
+
+NOTES_SECONDS = 0.1
+"""After so long a step is written that nobody waits for, unless its attempt ends before."""
 
 Identity = tuple[UUID, int, int]
 """Job, attempt, epoch: a worker may come to hold a second attempt while it still ends the first."""
@@ -49,6 +52,7 @@ class Recorder:
         self._log_seconds = log_seconds
         self._lock = threading.Lock()
         self._steps: list[tuple[Progress, Future[bool]]] = []
+        self._steps_due_at = math.inf
         self._endings: list[tuple[Ending, Output | None]] = []
         self._outputs: dict[Identity, Output] = {}
         self._logs_due_at = time.monotonic()
@@ -58,15 +62,19 @@ class Recorder:
 
     def step(self, lease: Lease, phase: str, **facts: Any) -> Future[bool]:
         """Report how far an attempt has come; the result says whether it is still held."""
-        future = self.note(lease, phase, **facts)
+        future = self._add_step(Progress(**lease.key, phase=phase, **facts), 0.0)
         self._wake()
         return future
 
-    def note(self, lease: Lease, phase: str, **facts: Any) -> Future[bool]:
-        """The same, for what nobody waits for: it is written with whatever is written next."""
+    def note(self, lease: Lease, phase: str, **facts: Any) -> None:
+        """The same, for what nobody waits for: it is written a little later, or with the end."""
+        self._add_step(Progress(**lease.key, phase=phase, **facts), NOTES_SECONDS)
+
+    def _add_step(self, step: Progress, seconds: float) -> Future[bool]:
         future: Future[bool] = Future()
         with self._lock:
-            self._steps.append((Progress(**lease.key, phase=phase, **facts), future))
+            self._steps.append((step, future))
+            self._steps_due_at = min(self._steps_due_at, time.monotonic() + seconds)
         return future
 
     def follow(self, output: Output) -> None:
@@ -102,24 +110,37 @@ class Recorder:
 
     def seconds_to_wait(self, now: float) -> float:
         """When to flush next if nothing else comes."""
-        return self._logs_due_at - now if self._output_waits else math.inf
+        logs_due_at = self._logs_due_at if self._output_waits else math.inf
+        return min(logs_due_at, self._steps_due_at) - now
 
     def flush(self) -> list[tuple[Ending, bool]]:
         """Write what there is; returns the ends, and whether the attempt was still ours."""
         with self._lock:
             endings = list(self._endings)
-        self._write_steps()  # all that was told before these ends
-        self._write_logs(endings)
-        return self._write_endings(endings)
-
-    def _write_steps(self) -> None:
         with self._lock:
-            steps = list(self._steps)
-        if not steps:
+            steps = list(self._steps)  # all that was told before these ends
+        over = {_identity(ending) for ending, _ in endings}
+        last = [each for each in steps if _identity(each[0]) in over]
+        self._write_steps([each for each in steps if _identity(each[0]) not in over])
+        self._write_logs(endings)
+        ended = self._write_endings(endings, {_identity(s): s for s in _merged(s for s, _ in last)})
+        self._answer(last, {ending.job_id for ending, was_ours in ended if was_ours})
+        return ended
+
+    def _write_steps(self, steps: list[tuple[Progress, Future[bool]]]) -> None:
+        """Many at once: a statement for each would cost more than they do."""
+        if not steps or time.monotonic() < self._steps_due_at:
             return
         held = self._report(_merged(step for step, _ in steps))
+        self._answer(steps, held)
+
+    def _answer(self, steps: list[tuple[Progress, Future[bool]]], held: set[UUID]) -> None:
+        """They are written: whoever waits learns whether its attempt was still ours."""
+        answered = {id(future) for _, future in steps}
         with self._lock:
-            del self._steps[: len(steps)]
+            self._steps = [each for each in self._steps if id(each[1]) not in answered]
+            if not self._steps:
+                self._steps_due_at = math.inf
         newest = _newest(step for step, _ in steps)
         for step, future in steps:
             future.set_result(step.job_id in held and _identity(step) == newest[step.job_id])
@@ -169,14 +190,18 @@ class Recorder:
                 reached("U2")
 
     def _write_endings(
-        self, endings: list[tuple[Ending, Output | None]]
+        self, endings: list[tuple[Ending, Output | None]], last: dict[Identity, Progress]
     ) -> list[tuple[Ending, bool]]:
         if not endings:
             return []
         reached("X3")
         newest = _newest(ending for ending, _ in endings)
         current = {_identity(each[0]) for each in endings} & set(newest.values())
-        told = [_complete(*each) for each in endings if _identity(each[0]) in current]
+        told = [
+            _complete(ending, output, last.get(_identity(ending)))
+            for ending, output in endings
+            if _identity(ending) in current
+        ]
         mine = self._finish(told)
         mine |= self._ended_before([each for each in told if each.job_id not in mine])
         reached("X4")
@@ -240,8 +265,11 @@ def _merged(steps: Iterable[Progress]) -> list[Progress]:
     return list(latest.values())
 
 
-def _complete(ending: Ending, output: Output | None) -> Ending:
-    """The ending with what is known of the output."""
+def _complete(ending: Ending, output: Output | None, last: Progress | None) -> Ending:
+    """The ending with what is known of the output, and with the steps that were not written."""
+    if last is not None:
+        facts = {name: getattr(last, name) for name in FACTS}
+        ending = replace(ending, started_at=ending.started_at or last.started_at, **facts)
     if output is None:
         return ending
     ends = output.ends()

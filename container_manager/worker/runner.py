@@ -113,7 +113,6 @@ class Run:
         """Stops that may have reached it: the engine went away while it was asked for them."""
         self._unreachable = False
         self._start_by = time.monotonic() + lease.start_timeout_seconds
-        self.thread = threading.Thread(target=self.run, name=lease.name, daemon=True)
 
     # What the worker's main thread may ask
 
@@ -188,6 +187,7 @@ class Run:
     # The run, step by step
 
     def run(self) -> None:
+        """All of it, on the thread that calls; what goes wrong is logged, never raised."""
         with _about(self.lease):
             self._run()
 

@@ -36,7 +36,7 @@ from container_manager.models import (
 )
 from container_manager.models.base import batched, database_now
 from container_manager.models.job import wake_managers
-from container_manager.models.workflow import TASK
+from container_manager.models.workflow import BEHIND_THEIR_JOB, TASK
 from container_manager.states import JobStatus, Reason, RunType, StopKind, WorkflowState
 from container_manager.workflows import following, task_jobs
 from container_manager.workflows.following import JobNow
@@ -173,10 +173,13 @@ def _locked(rows: models.QuerySet[Any]) -> Any:
 # Advancing ----------------------------------------------------------------------------------------
 
 
-def behind() -> list[UUID]:
-    """Active runs in which a task has to follow its job."""
-    tasks = TaskInstance.objects.behind_their_job().filter(dag_run__state__in=states.RUN_ACTIVE)
-    return list(tasks.order_by().values_list("dag_run", flat=True).distinct())
+def behind() -> dict[UUID, bool]:
+    """Active runs in which a task has to follow its job; True: of those begun none goes on."""
+    begun = TaskInstance.objects.begun().filter(dag_run__state__in=states.RUN_ACTIVE)
+    late = models.Count("pk", filter=BEHIND_THEIR_JOB)
+    going_on = models.Count("pk", filter=models.Q(job__status__in=states.UNSETTLED))
+    runs = begun.order_by().values("dag_run").annotate(late=late, going_on=going_on)
+    return {run["dag_run"]: not run["going_on"] for run in runs if run["late"]}
 
 
 def under_way() -> list[UUID]:

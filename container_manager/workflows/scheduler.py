@@ -34,10 +34,14 @@ IDLE_SECONDS = 1.0
 BUSY_SECONDS, BUSY_SECONDS_ON_SQLITE = 0.25, 0.05
 """The same while some are; PostgreSQL also says when a job has ended."""
 
-REST, LONGEST_REST = 1.0, 0.25
-"""After each look so many times as long as it took nothing is looked at, whatever wakes us.
+LOOK_SECONDS = 0.02
+"""Between two looks at the least, whatever wakes us."""
 
-What ends meanwhile is read together, and the machine is free for the tasks.
+REST, LONGEST_REST = 4.0, 0.25
+"""After runs were advanced, so many times as long as it took only those are that stand still.
+
+In the others something still runs, and what ends meanwhile is read together: the machine is free
+for the tasks.
 """
 
 LATER_SECONDS = 30.0
@@ -61,6 +65,8 @@ class Scheduler:
         self._more = False
         self._took = 0.0
         """Seconds of the latest look at what has changed: where that is much, it is done less."""
+        self._rests_until = 0.0
+        self._put_off = False
         self._schema: frozenset[str] = frozenset()
         self._not_before: dict[UUID, float] = {}
         self._listener = Listener(MANAGERS_CHANNEL, self._woken.set)
@@ -103,14 +109,22 @@ class Scheduler:
     def _wait(self) -> None:
         """In pieces: the signal that says `stop` cannot wake us."""
         if not self._more:
-            time.sleep(min(REST * self._took, LONGEST_REST))
-        pause = max(self._busy_seconds, self._took) if self._busy else IDLE_SECONDS
-        left = 0.0 if self._more else min(pause, IDLE_SECONDS)
+            time.sleep(LOOK_SECONDS)
+        left = self._seconds_to_wait()
         while left > 0 and not self._stopping and not self._idle:
             if self._woken.wait(min(left, 0.25)):
                 break
             left -= 0.25
         self._woken.clear()
+
+    def _seconds_to_wait(self) -> float:
+        if self._more:
+            return 0.0
+        if self._put_off:
+            return self._rests_until - time.monotonic()
+        return (
+            min(max(self._busy_seconds, self._took), IDLE_SECONDS) if self._busy else IDLE_SECONDS
+        )
 
     # Duties
 
@@ -129,10 +143,14 @@ class Scheduler:
 
     def _advance(self) -> None:
         began = time.monotonic()
-        behind = runs.behind() if self._busy else []
-        more = [run_id for run_id in behind if self._kept(runs.advance, run_id)]
-        self._more = bool(more)
+        behind = runs.behind() if self._busy else {}
+        rested = began >= self._rests_until
+        wanted = [run_id for run_id, stands_still in behind.items() if rested or stands_still]
+        self._put_off = len(wanted) < len(behind)
+        self._more = bool([run_id for run_id in wanted if self._kept(runs.advance, run_id)])
         self._took = time.monotonic() - began
+        if wanted:
+            self._rests_until = time.monotonic() + min(REST * self._took, LONGEST_REST)
 
     def _look_thoroughly(self) -> None:
         for run_id in runs.under_way() if self._busy else ():

@@ -280,7 +280,7 @@ def test_an_end_of_an_earlier_attempt_does_not_hide_the_one_that_runs(world):
         run.let_go()
     for ended in world.ended.values():
         ended.set()
-    new.thread.join(30)
+    loop._crew.dismiss()
 
 
 def test_a_signal_handler_may_drain_whatever_lock_the_main_thread_holds(world):

@@ -9,13 +9,14 @@ from dataclasses import replace
 
 import pytest
 from django.db import OperationalError
+from django.utils import timezone
 
 from container_manager import lifecycle
 from container_manager.executors.base import Chunk, Outcome
 from container_manager.models import ContainerJob, JobAttempt, JobLog
 from container_manager.states import Phase
 from container_manager.worker.output import Output
-from container_manager.worker.recorder import Recorder
+from container_manager.worker.recorder import NOTES_SECONDS, Recorder
 from tests.support.spine import PLACE, a_worker, contradictions, ending, held_by, path_of
 
 pytestmark = pytest.mark.django_db
@@ -282,8 +283,40 @@ def test_forgetting_an_old_lease_leaves_the_new_one_alone(recorder, worker):
     assert JobLog.objects.content(lease.job_id, "stdout", 1) == b"text"
 
 
-def test_when_the_database_is_away_everything_is_kept_for_later(recorder, worker, monkeypatch):
+def test_a_note_is_written_with_the_end_where_that_comes_first(
+    recorder, worker, woken, django_assert_num_queries
+):
+    lease, start = held_by(worker), timezone.now()
+    recorder.note(lease, Phase.CREATED, resolved={"memory_limit_mb": 64})
+    recorder.note(lease, Phase.STARTED, execution_id="x", started_at=start)
+    with django_assert_num_queries(0):
+        recorder.flush()
+    assert not woken
+    assert not recorder.is_empty
+    assert 0 < recorder.seconds_to_wait(time.monotonic()) <= NOTES_SECONDS
+    recorder.end(ending(lease))
+    assert results(recorder.flush()) == {lease.job_id: True}
+    attempt = JobAttempt.objects.get()
+    assert (attempt.phase, attempt.execution_id, attempt.started_at) == ("done", "x", start)
+    assert attempt.resolved == {"memory_limit_mb": 64}
+    assert recorder.is_empty
+    assert contradictions() == []
+
+
+def test_a_note_is_written_soon(recorder, worker, monkeypatch):
     lease = held_by(worker)
+    recorder.note(lease, Phase.STARTED, execution_id="x")
+    later = time.monotonic() + NOTES_SECONDS
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    recorder.flush()
+    assert JobAttempt.objects.get().execution_id == "x"
+    assert recorder.is_empty
+    assert recorder.seconds_to_wait(later) == math.inf
+
+
+def test_when_the_database_is_away_everything_is_kept_for_later(recorder, worker, monkeypatch):
+    lease, other = held_by(worker), held_by(worker)
+    recorder.step(other, Phase.STARTED)
     told = recorder.step(lease, Phase.STARTED, execution_id="x")
     recorder.end(ending(lease), outputs(lease))
 
@@ -299,6 +332,8 @@ def test_when_the_database_is_away_everything_is_kept_for_later(recorder, worker
     assert results(recorder.flush()) == {lease.job_id: True}
     assert isinstance(told, Future)
     assert told.result(0) is True
+    assert JobAttempt.objects.get(job=other.job_id).phase == "started"
+    assert JobAttempt.objects.get(job=lease.job_id).execution_id == "x"
     assert JobLog.objects.content(lease.job_id, "stdout", 1) == b"text"
 
 

@@ -115,6 +115,7 @@ def new_run(recorder, world):
         lease = a_lease(**changes)
         output = Output(lease, 10**6, {})
         made = Run(lease, engine, "instance", recorder, output)
+        made.thread = threading.Thread(target=made.run, daemon=True)
         runs.append(made)
         return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -259,11 +260,31 @@ def test_a_scheduler_that_can_do_nothing_about_a_run_does_not_spin(monkeypatch, 
     assert caplog.text.count("went wrong") == 1
 
 
+def test_a_run_that_stands_still_is_advanced_at_once_others_after_a_rest():
+    scheduler = Scheduler()
+    quick, wide = begun({"a": task()}), begun({"a": task(), "b": task(), "c": task("a", "b")})
+    end(quick, "a")
+    end(wide, "a")
+    assert runs.behind() == {quick.pk: True, wide.pk: False}
+    scheduler._rests_until = math.inf
+    scheduler._start()
+    scheduler._advance()
+    assert fresh(quick).state == "success"
+    assert states_of(wide)["a"] == "queued"
+    assert scheduler._put_off
+    end(wide, "b")
+    scheduler._rests_until = math.inf
+    scheduler._advance()
+    assert states_of(wide) == {"a": "success", "b": "success", "c": "queued"}
+    assert not scheduler._put_off
+    assert 0 < scheduler._rests_until < math.inf
+
+
 def test_a_task_behind_its_job_in_a_run_that_is_over_is_nothing_to_do():
     run = begun({"a": task()})
     DagRun.objects.filter(pk=run.pk).update(state="failed")
     end(run, "a")
-    assert runs.behind() == []
+    assert runs.behind() == {}
 
 
 def test_until_idle_waits_for_what_runs_also_of_a_paused_dag():
