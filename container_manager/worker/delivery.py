@@ -31,14 +31,15 @@ from container_manager.events.base import (
     TransitionEvent,
     Unavailable,
 )
-from container_manager.models import Event, PublisherState
+from container_manager.models import DeadLetter, Event, PublisherState
 from container_manager.models.base import database_now
 from container_manager.outbox import Outbox
 from container_manager.worker.letters import deliver_wanted, note_refusal, told
 
 logger = logging.getLogger("container_manager")
 
-BATCH = 500
+BATCH, LETTERS = 500, 20
+"""Events that are read at once; dead letters that are tried again before there is a look at more."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
 LOOK_SECONDS = 1.0
 """How often it looks for events, or whether its publisher is free, without being woken."""
@@ -264,11 +265,19 @@ class Delivery:
             self._is_well_at(self._position)
 
     def _look_for_letters(self) -> None:
-        """Dead letters that are wanted again; while nothing goes through they wait, too."""
+        """Dead letters that are wanted again, a few between two batches of what is new.
+
+        While nothing goes through they wait, too.
+        """
         now = time.monotonic()
-        if not self._failures and now >= self._letters_at:
-            self._letters_at = now + LOOK_SECONDS
-            deliver_wanted(self.alias)
+        if self._failures or now < self._letters_at:
+            return
+        self._letters_at = now + LOOK_SECONDS
+        if DeadLetter.objects.of(self.alias).wanted().exists():
+            self._lease.write()  # it is still ours
+            if deliver_wanted(self.alias, LETTERS):
+                self._letters_at = 0.0
+                self.wake()
 
     def _read(self) -> list[TransitionEvent]:
         limit = 1 if self._refused is not None else BATCH

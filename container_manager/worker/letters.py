@@ -40,11 +40,15 @@ def redeliver(alias: str) -> tuple[int, int]:
     return went, DeadLetter.objects.of(alias).count()
 
 
-def deliver_wanted(alias: str) -> None:
-    """Try those that somebody wants to be delivered again; who wants them once more asks again."""
-    letters = list(DeadLetter.objects.of(alias).wanted())
+def deliver_wanted(alias: str, limit: int) -> bool:
+    """Try so many of those that somebody wants to be delivered again; True: more are wanted.
+
+    What is refused again is wanted no more until somebody asks once more.
+    """
+    wanted = DeadLetter.objects.of(alias).wanted()
+    letters = list(wanted[:limit])
     if not letters:
-        return
+        return False
     went = 0
     with closing(_publisher(alias)) as publisher:
         for letter in letters:
@@ -52,13 +56,14 @@ def deliver_wanted(alias: str) -> None:
                 went += _went(publisher, letter)
             except NotDelivered as error:
                 _note(letter, error)
-                break  # the others are wanted still
+                return False  # the others are wanted still, but nothing goes through
             except (Error, InterfaceError):
                 raise
             except Exception as error:
                 logger.exception("Publisher %s failed", alias)
                 _note(letter, error)
     logger.info("Publisher %s: %d of %d dead letters delivered", alias, went, len(letters))
+    return len(letters) == limit
 
 
 def note_refusal(alias: str, event: TransitionEvent, tries: int, error: Exception) -> None:

@@ -23,6 +23,7 @@ from container_manager.outbox import forget_old
 from container_manager.reports import machinery
 from container_manager.reports.publishers import publishers
 from container_manager.worker import delivery, relay
+from container_manager.worker.delivery import Delivery
 from container_manager.worker.letters import redeliver
 from container_manager.worker.relay import Relay
 from container_manager.worker.upkeep import ForgetEvents
@@ -320,6 +321,22 @@ def test_a_relay_delivers_what_is_wanted_again_and_leaves_the_rest():
         DeadLetter.objects.filter(sequence__in=(1, 3)).ask_again()
         wait_until(lambda: DeadLetter.objects.count() == 1)
     assert DeadLetter.objects.get().sequence == 2
+
+
+def test_many_that_are_wanted_again_are_tried_a_few_at_a_time(monkeypatch):
+    """Between two portions there is a look at what is new."""
+    dead_letters()
+    did, read, try_some = [], Delivery._read, delivery.deliver_wanted
+    monkeypatch.setattr(delivery, "LETTERS", 1)
+    monkeypatch.setattr(
+        delivery, "deliver_wanted", lambda *given: did.append("letters") or try_some(*given)
+    )
+    monkeypatch.setattr(Delivery, "_read", lambda self: did.append("read") or read(self))
+    DeadLetter.objects.ask_again()
+    with relaying():
+        wait_until(lambda: not DeadLetter.objects.exists())
+    assert did.count("letters") >= 3
+    assert "letters letters" not in " ".join(did)
 
 
 def test_what_is_refused_again_is_not_wanted_until_somebody_asks(picky):
