@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def main() -> int:
         "--docs", action="store_true", help="put the table into docs/performance.md"
     )
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends first
     run, markdown = WORKLOADS[given.workload]
     results = run(given.rounds, given.jobs, given.concurrency)
     report.write_json(results, given.json or ROOT / f"benchmarks/results/{given.workload}.json")

@@ -3,7 +3,7 @@
 Both by the process executor, one worker, on PostgreSQL, in turn: a plain drain, then a run of the
 DAG by one scheduler. Each layer waits for all of the layer above it. And in the same process: how
 long it takes to validate and to create a run of 10,000 tasks, and what one advance costs in a small
-and in a large run.
+and in a large run. Then, once, the same DAG by Airflow on the same server.
 
 python -m benchmarks.workflow jobs 1000     queues so many plain jobs on DATABASE_URL
 python -m benchmarks.workflow dag           makes a run of the DAG there
@@ -28,6 +28,7 @@ import psycopg
 
 from benchmarks import servers
 from benchmarks.ours import environment
+from benchmarks.peers import airflow
 from benchmarks.servers import Server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +36,7 @@ WIDTH, DEPTH = 100, 10
 TASKS = WIDTH * DEPTH
 CONCURRENCY = 16
 AIRFLOW_PER_MINUTE = 358
-"""LocalExecutor, as measured once on a machine of this kind."""
+"""LocalExecutor, as measured once on another machine of this kind."""
 
 SPAN = """
 SELECT count(*) FILTER (WHERE status = 'completed'),
@@ -60,7 +61,19 @@ def run(rounds: int, _jobs: int, _concurrency: int) -> dict[str, Any]:
             "drains": drains,
             "flows": flows,
             "parts": parts,
+            "airflow": _airflow(server),
         }
+
+
+def _airflow(server: Server) -> dict[str, Any]:
+    """What it took, or why there is no number."""
+    try:
+        result = airflow.measured(server, WIDTH, DEPTH)
+    except airflow.NotMeasuredError as error:
+        print(f"AIRFLOW WAS NOT MEASURED: {error}", flush=True)
+        return {"not_measured": str(error)}
+    print(f"Airflow {result['version']}: {result['seconds']:.2f} s", flush=True)
+    return result
 
 
 def _seconds(server: Server, directory: Path, name: str, what: list[str]) -> float:
@@ -135,6 +148,7 @@ def markdown(results: dict[str, Any]) -> str:
             "≥ 50",
             "{:.0f}",
         ),
+        *_beside_airflow(per_minute, results.get("airflow", {})),
         _row("validating 10,000 tasks from YAML, s", parts["validate_yaml"], "≤ 1", "{:.2f}"),
         _row("validating 10,000 tasks from JSON, s", parts["validate"], "≤ 1", "{:.2f}"),
         _row("validating a chain of 5,000, s", parts["validate_deep"], "≤ 1", "{:.2f}"),
@@ -145,6 +159,17 @@ def markdown(results: dict[str, Any]) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _beside_airflow(per_minute: list[float], peer: dict[str, Any]) -> list[str]:
+    """One measure of it beside each of ours; older results have none."""
+    if "tasks_per_minute" not in peer:
+        return ["| tasks per minute / Airflow's here | **NOT MEASURED** | | ≥ 50 |"]
+    here, name = peer["tasks_per_minute"], f"Airflow {peer['version']}'s here"
+    return [
+        _row(f"{name}, tasks per minute, once", [here], "", "{:.0f}"),
+        _row(f"tasks per minute / {name}", [each / here for each in per_minute], "≥ 50", "{:.1f}"),
+    ]
 
 
 def _row(what: str, values: list[float], aim: str, form: str) -> str:
