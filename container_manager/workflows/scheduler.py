@@ -34,14 +34,14 @@ IDLE_SECONDS = 1.0
 BUSY_SECONDS, BUSY_SECONDS_ON_SQLITE = 0.25, 0.05
 """The same while some are; PostgreSQL also says when a job has ended."""
 
-LOOK_SECONDS = 0.02
+LOOK_SECONDS = 0.01
 """Between two looks at the least, whatever wakes us."""
 
 REST, LONGEST_REST = 4.0, 0.25
 """After runs were advanced, so many times as long as it took only those are that stand still.
 
 In the others something still runs, and what ends meanwhile is read together: the machine is free
-for the tasks.
+for the tasks. Runs that wait to be started wait as long.
 """
 
 LATER_SECONDS = 30.0
@@ -126,6 +126,10 @@ class Scheduler:
             min(max(self._busy_seconds, self._took), IDLE_SECONDS) if self._busy else IDLE_SECONDS
         )
 
+    @property
+    def _rests(self) -> bool:
+        return time.monotonic() < self._rests_until
+
     # Duties
 
     def _fire(self) -> None:
@@ -136,6 +140,8 @@ class Scheduler:
             reached("N1")
 
     def _start(self) -> None:
+        if self._rests:
+            return
         for dag_id in runs.startable():
             while self._kept(runs.start_next, dag_id):
                 pass
@@ -144,8 +150,7 @@ class Scheduler:
     def _advance(self) -> None:
         began = time.monotonic()
         behind = runs.behind() if self._busy else {}
-        rested = began >= self._rests_until
-        wanted = [run_id for run_id, stands_still in behind.items() if rested or stands_still]
+        wanted = [run for run, stands_still in behind.items() if stands_still or not self._rests]
         self._put_off = len(wanted) < len(behind)
         self._more = bool([run_id for run_id in wanted if self._kept(runs.advance, run_id)])
         self._took = time.monotonic() - began

@@ -266,8 +266,8 @@ def test_a_run_that_stands_still_is_advanced_at_once_others_after_a_rest():
     end(quick, "a")
     end(wide, "a")
     assert runs.behind() == {quick.pk: True, wide.pk: False}
-    scheduler._rests_until = math.inf
     scheduler._start()
+    scheduler._rests_until = math.inf
     scheduler._advance()
     assert fresh(quick).state == "success"
     assert states_of(wide)["a"] == "queued"
