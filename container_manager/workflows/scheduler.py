@@ -34,10 +34,10 @@ IDLE_SECONDS = 1.0
 BUSY_SECONDS, BUSY_SECONDS_ON_SQLITE = 0.25, 0.05
 """The same while some are; PostgreSQL also says when a job has ended."""
 
-LOOK_SECONDS = 0.01
+LOOK_SECONDS = 0.005
 """Between two looks at the least, whatever wakes us."""
 
-REST, LONGEST_REST = 4.0, 0.25
+REST, LONGEST_REST = 8.0, 0.25
 """After runs were advanced, so many times as long as it took only those are that stand still.
 
 In the others something still runs, and what ends meanwhile is read together: the machine is free
