@@ -39,7 +39,7 @@ from container_manager.worker.letters import deliver_wanted, note_refusal, told
 logger = logging.getLogger("container_manager")
 
 BATCH, LETTERS = 500, 20
-"""Events that are read at once; dead letters that are tried again before there is a look at more."""
+"""So many events are read at once; so many dead letters are tried again between two batches."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
 LOOK_SECONDS = 1.0
 """How often it looks for events, or whether its publisher is free, without being woken."""
