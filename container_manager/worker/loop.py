@@ -386,6 +386,7 @@ class WorkerLoop:
     def _leave(self) -> None:
         """Stop what cannot outlive this worker, let go of the rest, write what is left."""
         ends_at = time.monotonic() + self._settings.DRAIN_SECONDS
+        self._recorder.hurry()
         self._turns.insist("announcing the drain", self._announce_drain)
         draining = [
             Duty("recording", self._record),

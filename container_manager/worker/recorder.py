@@ -53,6 +53,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._steps: list[tuple[Progress, Future[bool]]] = []
         self._steps_due_at = math.inf
+        self._notes_seconds = NOTES_SECONDS
         self._endings: list[tuple[Ending, Output | None]] = []
         self._outputs: dict[Identity, Output] = {}
         self._logs_due_at = time.monotonic()
@@ -68,7 +69,7 @@ class Recorder:
 
     def note(self, lease: Lease, phase: str, **facts: Any) -> None:
         """The same, for what nobody waits for: it is written a little later, or with the end."""
-        self._add_step(Progress(**lease.key, phase=phase, **facts), NOTES_SECONDS)
+        self._add_step(Progress(**lease.key, phase=phase, **facts), self._notes_seconds)
 
     def _add_step(self, step: Progress, seconds: float) -> Future[bool]:
         future: Future[bool] = Future()
@@ -107,6 +108,12 @@ class Recorder:
     def is_empty(self) -> bool:
         with self._lock:
             return not self._steps and not self._endings
+
+    def hurry(self) -> None:
+        """From now on all is written at the next flush: what is let go of shall be as it is."""
+        with self._lock:
+            self._notes_seconds = 0.0
+            self._steps_due_at = 0.0
 
     def seconds_to_wait(self, now: float) -> float:
         """When to flush next if nothing else comes."""

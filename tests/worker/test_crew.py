@@ -36,7 +36,7 @@ def test_whoever_is_done_takes_the_next(crew):
     for _ in range(50):
         crew.do(task)
         assert done.acquire(timeout=30)
-        wait_until(lambda: crew._waiting._value, "it to wait for the next")
+        wait_until(lambda: crew._idle, "it to wait for the next")
     assert len(seen) == 1
 
 

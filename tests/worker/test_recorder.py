@@ -314,6 +314,17 @@ def test_a_note_is_written_soon(recorder, worker, monkeypatch):
     assert recorder.seconds_to_wait(later) == math.inf
 
 
+def test_in_a_hurry_a_note_is_written_at_once(recorder, worker):
+    first, second = held_by(worker), held_by(worker)
+    recorder.note(first, Phase.STARTED, execution_id="x")
+    recorder.hurry()
+    recorder.flush()
+    recorder.note(second, Phase.STARTED, execution_id="y")
+    recorder.flush()
+    told = JobAttempt.objects.order_by("execution_id").values_list("job_id", "execution_id")
+    assert list(told) == [(first.job_id, "x"), (second.job_id, "y")]
+
+
 def test_when_the_database_is_away_everything_is_kept_for_later(recorder, worker, monkeypatch):
     lease, other = held_by(worker), held_by(worker)
     recorder.step(other, Phase.STARTED)
