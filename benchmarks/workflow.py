@@ -69,7 +69,7 @@ def _airflow(server: Server) -> dict[str, Any]:
     """What it took, or why there is no number."""
     try:
         result = airflow.measured(server, WIDTH, DEPTH)
-    except airflow.NotMeasuredError as error:
+    except (airflow.NotMeasuredError, psycopg.Error, OSError) as error:
         print(f"AIRFLOW WAS NOT MEASURED: {error}", flush=True)
         return {"not_measured": str(error)}
     print(f"Airflow {result['version']}: {result['seconds']:.2f} s", flush=True)

@@ -37,7 +37,7 @@ ERROR_IN_HISTORY = 500
 
 _KEY = {"job_id": "uuid", "attempt": "integer", "epoch": "integer"}
 
-FACTS = {"execution_id": "text", "image_digest": "text", "stop_kind": "text", "resolved": "jsonb"}
+FACTS = {"execution_id": "text", "image_digest": "text", "resolved": "jsonb"}
 """What is learned of an attempt on its way, with its type; None where it is not, or was told."""
 
 
@@ -102,7 +102,6 @@ class Ending:
     actor: str | None = None
     execution_id: str | None = None
     image_digest: str | None = None
-    stop_kind: str | None = None
     resolved: dict[str, float] | None = None
 
     @property
@@ -123,6 +122,7 @@ def note_progress(using: str, claimant: Claimant, progress: Sequence[Progress]) 
         **FACTS,
         "phase": "text",
         "started_at": "timestamptz",
+        "stop_kind": "text",
         "unreachable": "boolean",
     }
     rows, given = given_rows(connection, [_only(step, columns) for step in progress], columns)
@@ -131,7 +131,7 @@ def note_progress(using: str, claimant: Claimant, progress: Sequence[Progress]) 
         connection,
         f"""
         UPDATE job_attempts AS a SET phase = g.phase, updated_at = {now},
-          {_where_told(*FACTS, "started_at")},
+          {_where_told(*FACTS, "started_at", "stop_kind")},
           unreachable_since = CASE WHEN g.unreachable IS NULL THEN a.unreachable_since
             WHEN g.unreachable THEN coalesce(a.unreachable_since, {now}) ELSE NULL END
         FROM {rows} WHERE {FENCE}""",

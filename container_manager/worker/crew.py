@@ -16,19 +16,19 @@ class Crew:
     """
 
     def __init__(self) -> None:
-        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[tuple[Task, str] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._members = self._idle = 0
 
-    def do(self, task: Task) -> None:
-        """Begin it at once, on a thread of its own; it must not raise.
+    def do(self, task: Task, name: str) -> None:
+        """Begin it at once, on a thread of its own that bears this name; it must not raise.
 
         Raises RuntimeError where no thread is to be had.
         """
         if not self._somebody_is_idle():
-            threading.Thread(target=self._work, name="job", daemon=True).start()
+            threading.Thread(target=self._work, name=name, daemon=True).start()
             self._members += 1
-        self._tasks.put(task)
+        self._tasks.put((task, name))
 
     def dismiss(self) -> None:
         """Let the threads end, each when it is done; nothing more is begun."""
@@ -42,7 +42,9 @@ class Crew:
         return found
 
     def _work(self) -> None:
-        while task := self._tasks.get():
+        while given := self._tasks.get():
+            task, threading.current_thread().name = given
             task()
+            del task, given  # while it waits nothing is kept alive
             with self._lock:
                 self._idle += 1

@@ -254,7 +254,8 @@ class WorkerLoop:
                 self._start_run(lease)
         for alias, batch in inline.items():
             executor = self._engines[alias].executor
-            self._crew.do(partial(run_inline, batch, executor, self._instance, self._recorder))
+            here = partial(run_inline, batch, executor, self._instance, self._recorder)
+            self._crew.do(here, alias)
             self._runs |= dict.fromkeys(lease.job_id for lease in batch)
 
     def _start_run(self, lease: Lease) -> None:
@@ -263,7 +264,7 @@ class WorkerLoop:
         engine = self._engines[lease.executor]
         output = self._output_of(lease)
         run = Run(lease, engine, self._instance, self._recorder, output)
-        self._crew.do(run.run)  # where there is no thread to be had the job is an orphan of ours
+        self._crew.do(run.run, lease.name)  # where no thread is to be had it is an orphan of ours
         self._runs[lease.job_id] = run
 
     def _output_of(self, lease: Lease) -> Output:
@@ -307,6 +308,7 @@ class WorkerLoop:
         runs = [run for job_id in job_ids if (run := self._runs.get(job_id)) and run.may_ask(kind)]
         if not runs:
             return
+        self._recorder.write_steps()  # what was told before
         mine = lifecycle.signalled(self._claimant, [run.lease for run in runs], kind)
         for run in runs:
             if run.lease.job_id in mine:

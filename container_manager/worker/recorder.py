@@ -10,9 +10,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -37,10 +37,23 @@ PAUSE_SECONDS, SHARE = 0.1, 10
 part of so many of a worker's time, up to LOG_FLUSH_SECONDS."""
 
 NOTES_SECONDS = 0.1
-"""After so long a step is written that nobody waits for, unless its attempt ends before."""
+"""A step that nobody waits for is written with what is written after so long; or with the end."""
 
 Identity = tuple[UUID, int, int]
 """Job, attempt, epoch: a worker may come to hold a second attempt while it still ends the first."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """Something that a job's thread told, and when it is to be written at the latest."""
+
+    told: Progress
+    due_at: float
+    answer: Future[bool]
+
+    @property
+    def identity(self) -> Identity:
+        return _identity(self.told)
 
 
 class Recorder:
@@ -51,9 +64,8 @@ class Recorder:
         self._wake = wake
         self._log_seconds = log_seconds
         self._lock = threading.Lock()
-        self._steps: list[tuple[Progress, Future[bool]]] = []
-        self._steps_due_at = math.inf
-        self._notes_seconds = NOTES_SECONDS
+        self._steps: list[_Step] = []
+        self._hurries = False
         self._endings: list[tuple[Ending, Output | None]] = []
         self._outputs: dict[Identity, Output] = {}
         self._logs_due_at = time.monotonic()
@@ -63,20 +75,19 @@ class Recorder:
 
     def step(self, lease: Lease, phase: str, **facts: Any) -> Future[bool]:
         """Report how far an attempt has come; the result says whether it is still held."""
-        future = self._add_step(Progress(**lease.key, phase=phase, **facts), 0.0)
+        answer = self._add_step(Progress(**lease.key, phase=phase, **facts), 0.0)
         self._wake()
-        return future
+        return answer
 
     def note(self, lease: Lease, phase: str, **facts: Any) -> None:
         """The same, for what nobody waits for: it is written a little later, or with the end."""
-        self._add_step(Progress(**lease.key, phase=phase, **facts), self._notes_seconds)
+        self._add_step(Progress(**lease.key, phase=phase, **facts), NOTES_SECONDS)
 
-    def _add_step(self, step: Progress, seconds: float) -> Future[bool]:
-        future: Future[bool] = Future()
+    def _add_step(self, told: Progress, seconds: float) -> Future[bool]:
+        step = _Step(told, time.monotonic() + seconds, Future())
         with self._lock:
-            self._steps.append((step, future))
-            self._steps_due_at = min(self._steps_due_at, time.monotonic() + seconds)
-        return future
+            self._steps.append(step)
+        return step.answer
 
     def follow(self, output: Output) -> None:
         """Write what comes into `output` until its attempt has ended."""
@@ -110,47 +121,48 @@ class Recorder:
             return not self._steps and not self._endings
 
     def hurry(self) -> None:
-        """From now on all is written at the next flush: what is let go of shall be as it is."""
-        with self._lock:
-            self._notes_seconds = 0.0
-            self._steps_due_at = 0.0
+        """From now on each flush writes all: what is let go of shall stand as it is."""
+        self._hurries = True
 
     def seconds_to_wait(self, now: float) -> float:
         """When to flush next if nothing else comes."""
-        logs_due_at = self._logs_due_at if self._output_waits else math.inf
-        return min(logs_due_at, self._steps_due_at) - now
+        with self._lock:
+            due = [step.due_at for step in self._steps]
+        return min([*due, self._logs_due_at if self._output_waits else math.inf]) - now
 
     def flush(self) -> list[tuple[Ending, bool]]:
         """Write what there is; returns the ends, and whether the attempt was still ours."""
         with self._lock:
-            endings = list(self._endings)
-        with self._lock:
-            steps = list(self._steps)  # all that was told before these ends
+            endings, steps = list(self._endings), list(self._steps)
         over = {_identity(ending) for ending, _ in endings}
-        last = [each for each in steps if _identity(each[0]) in over]
-        self._write_steps([each for each in steps if _identity(each[0]) not in over])
+        last = [step for step in steps if step.identity in over]
+        due = steps if self._hurries else _due(steps)
+        self._write([step for step in due if step.identity not in over])
         self._write_logs(endings)
-        ended = self._write_endings(endings, {_identity(s): s for s in _merged(s for s, _ in last)})
+        ended = self._write_endings(endings, _merged(last))
         self._answer(last, {ending.job_id for ending, was_ours in ended if was_ours})
         return ended
 
-    def _write_steps(self, steps: list[tuple[Progress, Future[bool]]]) -> None:
-        """Many at once: a statement for each would cost more than they do."""
-        if not steps or time.monotonic() < self._steps_due_at:
-            return
-        held = self._report(_merged(step for step, _ in steps))
-        self._answer(steps, held)
-
-    def _answer(self, steps: list[tuple[Progress, Future[bool]]], held: set[UUID]) -> None:
-        """They are written: whoever waits learns whether its attempt was still ours."""
-        answered = {id(future) for _, future in steps}
+    def write_steps(self) -> None:
+        """All that was told until now, though it may not be due."""
         with self._lock:
-            self._steps = [each for each in self._steps if id(each[1]) not in answered]
-            if not self._steps:
-                self._steps_due_at = math.inf
-        newest = _newest(step for step, _ in steps)
-        for step, future in steps:
-            future.set_result(step.job_id in held and _identity(step) == newest[step.job_id])
+            steps = list(self._steps)
+        self._write(steps)
+
+    def _write(self, steps: list[_Step]) -> None:
+        if steps:
+            held = self._report(list(_merged(steps).values()))
+            self._answer(steps, held)
+
+    def _answer(self, steps: list[_Step], held: set[UUID]) -> None:
+        """They are written: whoever waits learns whether its attempt was still ours."""
+        answered = set(steps)
+        with self._lock:
+            self._steps = [step for step in self._steps if step not in answered]
+        newest = _newest(step.told for step in steps)
+        for step in steps:
+            job_id = step.told.job_id
+            step.answer.set_result(job_id in held and step.identity == newest[job_id])
 
     def _report(self, steps: list[Progress]) -> set[UUID]:
         """All in one go; if the database refuses one of them, each by itself."""
@@ -235,13 +247,20 @@ class Recorder:
         """All in one go; if the database refuses one of them, each by itself."""
         try:
             return lifecycle.finish(self._claimant, endings)
-        except (DataError, IntegrityError):
+        except (DataError, IntegrityError) as error:
             if len(endings) == 1:
-                with journal.about(job=endings[0].job_id, attempt=endings[0].attempt):
-                    logger.exception("Job %s: its end was refused", endings[0].job_id)
-                lifecycle.release(self._claimant, endings)
-                return set()
+                return self._finish_refused(endings[0], error)
         return {job_id for ending in endings for job_id in self._finish([ending])}
+
+    def _finish_refused(self, ending: Ending, error: Exception) -> set[UUID]:
+        """What was learned on the way may be what is wrong: the end does not need it."""
+        with journal.about(job=ending.job_id, attempt=ending.attempt):
+            logger.error("Job %s: its end was refused", ending.job_id, exc_info=error)
+        bare = replace(ending, execution_id=None, image_digest=None, resolved=None)
+        if bare != ending:
+            return self._finish([bare])
+        lifecycle.release(self._claimant, [ending])
+        return set()
 
 
 def _identity(held: Lease | Progress | Ending) -> Identity:
@@ -256,20 +275,27 @@ def _newest(told: Iterable[Progress | Ending]) -> dict[UUID, Identity]:
     return newest
 
 
-def _merged(steps: Iterable[Progress]) -> list[Progress]:
+def _due(steps: Sequence[_Step]) -> list[_Step]:
+    """Those of attempts of which one is due: what was told before it goes with it."""
+    now = time.monotonic()
+    due = {step.identity for step in steps if step.due_at <= now}
+    return [step for step in steps if step.identity in due]
+
+
+def _merged(steps: Iterable[_Step]) -> dict[Identity, Progress]:
     """One step for each attempt: the latest phase, and every fact that was told."""
     latest: dict[Identity, Progress] = {}
     for step in steps:
-        before = latest.get(_identity(step))
+        told, before = step.told, latest.get(step.identity)
         if before is not None:
-            told = {
+            known = {
                 field.name: getattr(before, field.name)
                 for field in fields(Progress)
-                if getattr(step, field.name) is None
+                if getattr(told, field.name) is None
             }
-            step = replace(step, **told)
-        latest[_identity(step)] = step
-    return list(latest.values())
+            told = replace(told, **known)
+        latest[step.identity] = told
+    return latest
 
 
 def _complete(ending: Ending, output: Output | None, last: Progress | None) -> Ending:

@@ -62,11 +62,13 @@ class Scheduler:
         self._idle = False
         self._outdated = False
         self._busy = False
-        self._more = False
-        self._took = 0.0
-        """Seconds of the latest look at what has changed: where that is much, it is done less."""
-        self._rests_until = 0.0
-        self._put_off = False
+        self._looked = self._took = 0.0
+        """Seconds of the latest look at what has changed, and of that with what was done then."""
+        self._rests = False
+        """In this turn, for all of its duties."""
+        self._rests_until: float = 0.0
+        self._unfinished: set[UUID] = set()
+        """Runs of which the latest advance did not read all that had ended."""
         self._schema: frozenset[str] = frozenset()
         self._not_before: dict[UUID, float] = {}
         self._listener = Listener(MANAGERS_CHANNEL, self._woken.set)
@@ -81,7 +83,7 @@ class Scheduler:
             Duty("looking for an end", self._look_for_an_end),
         ]
         busy = BUSY_SECONDS_ON_SQLITE if connection.vendor == "sqlite" else BUSY_SECONDS
-        self._busy_seconds = min(busy, conf.settings.POLL_SECONDS)
+        self._busy_seconds: float = min(busy, conf.settings.POLL_SECONDS)
 
     @property
     def name(self) -> str:
@@ -98,7 +100,7 @@ class Scheduler:
         self._listener.start()
         logger.info("Scheduler: started")
         while not (self._stopping or self._idle):
-            self._turns.take(self._duties)
+            self._turn()
             self._wait()
         self._listener.stop()
         self._turns.insist("taking back the sign of life", self._sign.end)
@@ -106,10 +108,14 @@ class Scheduler:
         logger.info("Scheduler: ended")
         return 1 if self._outdated else 0
 
+    def _turn(self) -> None:
+        self._rests = time.monotonic() < self._rests_until
+        self._turns.take(self._duties)
+
     def _wait(self) -> None:
         """In pieces: the signal that says `stop` cannot wake us."""
-        if not self._more:
-            time.sleep(LOOK_SECONDS)
+        if not self._unfinished:
+            time.sleep(min(max(LOOK_SECONDS, self._looked), LONGEST_REST))
         left = self._seconds_to_wait()
         while left > 0 and not self._stopping and not self._idle:
             if self._woken.wait(min(left, 0.25)):
@@ -118,17 +124,14 @@ class Scheduler:
         self._woken.clear()
 
     def _seconds_to_wait(self) -> float:
-        if self._more:
+        """What was put off in a rest is done when that is over."""
+        if self._unfinished:
             return 0.0
-        if self._put_off:
+        if self._rests:
             return self._rests_until - time.monotonic()
-        return (
-            min(max(self._busy_seconds, self._took), IDLE_SECONDS) if self._busy else IDLE_SECONDS
-        )
-
-    @property
-    def _rests(self) -> bool:
-        return time.monotonic() < self._rests_until
+        if self._busy:
+            return min(max(self._busy_seconds, self._took), IDLE_SECONDS)
+        return IDLE_SECONDS
 
     # Duties
 
@@ -150,11 +153,15 @@ class Scheduler:
     def _advance(self) -> None:
         began = time.monotonic()
         behind = runs.behind() if self._busy else {}
-        wanted = [run for run, stands_still in behind.items() if stands_still or not self._rests]
-        self._put_off = len(wanted) < len(behind)
-        self._more = bool([run_id for run_id in wanted if self._kept(runs.advance, run_id)])
+        self._looked = time.monotonic() - began
+        wanted = [
+            run_id
+            for run_id, stands_still in behind.items()
+            if stands_still or not self._rests or run_id in self._unfinished
+        ]
+        self._unfinished = {run_id for run_id in wanted if self._kept(runs.advance, run_id)}
         self._took = time.monotonic() - began
-        if wanted:
+        if wanted and not self._rests:
             self._rests_until = time.monotonic() + min(REST * self._took, LONGEST_REST)
 
     def _look_thoroughly(self) -> None:
@@ -182,7 +189,7 @@ class Scheduler:
             logger.error("Scheduler: the database was migrated; ending, start the code that fits")
 
     def _look_for_an_end(self) -> None:
-        if self._until_idle and not self._more:
+        if self._until_idle and not self._unfinished:
             startable = Q(state=WorkflowState.QUEUED, dag__is_paused=False)
             left = DagRun.objects.filter(startable | Q(state__in=RUN_ACTIVE))
             self._idle = not left.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 
 import pytest
 
@@ -22,7 +23,7 @@ def crew():
 def test_as_many_tasks_go_on_at_once_as_there_are(crew):
     meet = threading.Barrier(20)
     for _ in range(19):
-        crew.do(lambda: meet.wait(30))
+        crew.do(lambda: meet.wait(30), "job")
     meet.wait(30)
 
 
@@ -34,7 +35,7 @@ def test_whoever_is_done_takes_the_next(crew):
         done.release()
 
     for _ in range(50):
-        crew.do(task)
+        crew.do(task, "job")
         assert done.acquire(timeout=30)
         wait_until(lambda: crew._idle, "it to wait for the next")
     assert len(seen) == 1
@@ -42,8 +43,8 @@ def test_whoever_is_done_takes_the_next(crew):
 
 def test_a_task_that_does_not_end_keeps_no_other_waiting(crew):
     stuck, ran = threading.Event(), threading.Event()
-    crew.do(lambda: stuck.wait(30))
-    crew.do(ran.set)
+    crew.do(lambda: stuck.wait(30), "job")
+    crew.do(ran.set, "job")
     assert ran.wait(30)
     stuck.set()
 
@@ -56,6 +57,20 @@ def test_where_no_thread_is_to_be_had_it_says_so_and_begins_nothing(crew, monkey
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         with pytest.raises(RuntimeError):
-            crew.do(ran.set)
-    crew.do(lambda: None)
+            crew.do(ran.set, "job")
+    crew.do(lambda: None, "job")
     assert not ran.wait(0.05)
+
+
+def test_a_thread_bears_the_name_of_its_task_and_keeps_nothing_of_it(crew):
+    class Held:
+        pass
+
+    names, held = [], Held()
+    for name in ("first", "second"):
+        crew.do(lambda kept=held: names.append(threading.current_thread().name), name)
+        wait_until(lambda: crew._idle, "it to wait for the next")
+    gone = weakref.ref(held)
+    del held
+    assert names == ["first", "second"]
+    wait_until(lambda: gone() is None, "the task to be let go of")

@@ -122,6 +122,7 @@ def test_a_worker_lets_go_of_what_outlives_it(world):
     with working():
         wait_until(lambda: world.times("attach"), "it to run")
     assert status_of(job) == "running"
+    assert JobAttempt.objects.get().phase == "started"
     assert not Worker.objects.exists()
     with working(name="next"):
         wait_until(lambda: JobAttempt.objects.get().worker_name == "next", "its adoption")

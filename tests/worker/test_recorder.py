@@ -14,7 +14,7 @@ from django.utils import timezone
 from container_manager import lifecycle
 from container_manager.executors.base import Chunk, Outcome
 from container_manager.models import ContainerJob, JobAttempt, JobLog
-from container_manager.states import Phase
+from container_manager.states import Phase, StopKind
 from container_manager.worker.output import Output
 from container_manager.worker.recorder import NOTES_SECONDS, Recorder
 from tests.support.spine import PLACE, a_worker, contradictions, ending, held_by, path_of
@@ -303,6 +303,41 @@ def test_a_note_is_written_with_the_end_where_that_comes_first(
     assert contradictions() == []
 
 
+def test_a_step_that_is_due_takes_no_note_of_another_along(
+    recorder, worker, django_assert_num_queries
+):
+    """So under load, when some step is always due, the notes still wait for their ends."""
+    waits, other = held_by(worker), held_by(worker)
+    recorder.note(waits, Phase.STARTED, execution_id="x")
+    recorder.note(other, Phase.CREATED, execution_id="y")
+    recorder.step(other, Phase.STARTED)
+    recorder.flush()
+    attempts = JobAttempt.objects.values_list("job_id", "phase", "execution_id")
+    assert set(attempts) == {(waits.job_id, "claimed", ""), (other.job_id, "started", "y")}
+    with django_assert_num_queries(0):
+        recorder.flush()
+
+
+def test_a_note_of_an_earlier_epoch_is_not_the_later_ones(recorder, worker):
+    lease = held_by(worker)
+    recorder.note(lease, Phase.STARTED, execution_id="old")
+    (again,) = lifecycle.adopt(worker, lifecycle.orphans((), [PLACE], 1))
+    recorder.end(ending(again))
+    assert results(recorder.flush()) == {lease.job_id: True}
+    assert JobAttempt.objects.get().execution_id == ""
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True)
+def test_a_fact_that_the_database_refuses_does_not_refuse_the_end(recorder, worker, caplog):
+    lease = held_by(worker)
+    recorder.note(lease, Phase.CREATED, resolved={"cpu_limit": math.nan})
+    recorder.end(ending(lease))
+    assert results(recorder.flush()) == {lease.job_id: True}
+    assert path_of(lease.job_id) == ["queued", "running", "completed"]
+    assert "its end was refused" in caplog.text
+
+
 def test_a_note_is_written_soon(recorder, worker, monkeypatch):
     lease = held_by(worker)
     recorder.note(lease, Phase.STARTED, execution_id="x")
@@ -312,6 +347,17 @@ def test_a_note_is_written_soon(recorder, worker, monkeypatch):
     assert JobAttempt.objects.get().execution_id == "x"
     assert recorder.is_empty
     assert recorder.seconds_to_wait(later) == math.inf
+
+
+def test_all_that_was_told_may_be_written_before_something_else_is(recorder, worker):
+    """A stop that is written by others must not be followed by an earlier step."""
+    lease = held_by(worker)
+    recorder.note(lease, Phase.STARTED, execution_id="x")
+    recorder.write_steps()
+    lifecycle.signalled(worker, [lease], StopKind.KILL)
+    recorder.flush()
+    assert JobAttempt.objects.values_list("phase", "execution_id").get() == ("stopping", "x")
+    assert recorder.is_empty
 
 
 def test_in_a_hurry_a_note_is_written_at_once(recorder, worker):

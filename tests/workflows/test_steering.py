@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import time
 from functools import partial
 
 import pytest
@@ -256,7 +256,7 @@ def test_a_scheduler_that_can_do_nothing_about_a_run_does_not_spin(monkeypatch, 
         scheduler._start()
         scheduler._advance()
         assert scheduler._busy
-        assert not scheduler._more
+        assert not scheduler._unfinished
     assert caplog.text.count("went wrong") == 1
 
 
@@ -267,17 +267,44 @@ def test_a_run_that_stands_still_is_advanced_at_once_others_after_a_rest():
     end(wide, "a")
     assert runs.behind() == {quick.pk: True, wide.pk: False}
     scheduler._start()
-    scheduler._rests_until = math.inf
+    scheduler._rests, scheduler._rests_until = True, time.monotonic() + 60
     scheduler._advance()
     assert fresh(quick).state == "success"
     assert states_of(wide)["a"] == "queued"
-    assert scheduler._put_off
+    assert 59 < scheduler._seconds_to_wait() <= 60
     end(wide, "b")
-    scheduler._rests_until = math.inf
     scheduler._advance()
     assert states_of(wide) == {"a": "success", "b": "success", "c": "queued"}
-    assert not scheduler._put_off
-    assert 0 < scheduler._rests_until < math.inf
+
+
+def test_a_rest_ends_whatever_stands_still_meanwhile():
+    """Else a chain whose tasks are short would keep others from being started."""
+    scheduler = Scheduler()
+    run = begun({"a": task(), "b": task("a"), "c": task("b")})
+    scheduler._start()
+    end(run, "a")
+    scheduler._advance()
+    rests_until = scheduler._rests_until
+    assert rests_until > 0
+    scheduler._rests = True
+    end(run, "b")
+    scheduler._advance()
+    assert states_of(run)["c"] == "queued"
+    assert scheduler._rests_until == rests_until
+
+
+def test_runs_are_started_beside_a_chain_that_goes_on():
+    scheduler = Scheduler()
+    chain = begun({"t0": task(), **{f"t{n}": task(f"t{n - 1}") for n in range(1, 60)}})
+    waiting = dags.trigger(made({"a": task()}, name="other").pk, actor="ann")
+    for number in range(60):
+        end(chain, f"t{number}")
+        scheduler._turn()
+        if fresh(waiting).state == "running":
+            break
+        time.sleep(0.005)
+    assert fresh(waiting).state == "running"
+    assert number < 59
 
 
 def test_a_task_behind_its_job_in_a_run_that_is_over_is_nothing_to_do():
