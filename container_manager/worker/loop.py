@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from uuid import UUID
 
-from django.db import connection
+from django.db import connection, connections
 from django.db.models import Q
 
 from container_manager import __version__, conf, ids, lifecycle, schema
@@ -253,10 +253,13 @@ class WorkerLoop:
             else:
                 self._start_run(lease)
         for alias, batch in inline.items():
-            executor = self._engines[alias].executor
-            here = partial(run_inline, batch, executor, self._instance, self._recorder)
-            self._crew.do(here, alias)
+            self._crew.do(partial(self._run_inline, alias, batch), alias)
             self._runs |= dict.fromkeys(lease.job_id for lease in batch)
+
+    def _run_inline(self, alias: str, batch: Sequence[Lease]) -> None:
+        """On a thread that others use later: what the jobs opened there is closed."""
+        run_inline(batch, self._engines[alias].executor, self._instance, self._recorder)
+        connections.close_all()
 
     def _start_run(self, lease: Lease) -> None:
         if before := self._runs.get(lease.job_id):

@@ -12,8 +12,6 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeVar
 
-from django.db import connections
-
 from container_manager import journal, lifecycle
 from container_manager.engines import Engine
 from container_manager.executors.base import (
@@ -449,7 +447,6 @@ def run_inline(
         with _about(lease):
             outcome = _run_here(lease, executor, instance, never)
             recorder.end(lifecycle.ending(lease, outcome, None, cleaned_up=True))
-    connections.close_all()  # they may have used the ORM, and others run here later
 
 
 def _run_here(lease: Lease, executor: Executor, instance: str, never: threading.Event) -> Outcome:
