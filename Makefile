@@ -81,7 +81,8 @@ test-sqlite: $(INSTALLED) ## the tests on SQLite
 # machine. Pages look alike.
 ON_POSTGRES := --ignore=tests/executors --ignore=tests/faults/engine \
 	--ignore=tests/commands/test_standalone.py --ignore=tests/commands/test_demo.py \
-	--ignore=tests/admin --ignore=tests/test_docs.py \
+	--ignore=tests/admin --ignore=tests/test_docs.py --ignore=tests/config/test_serving.py \
+	--ignore=tests/integration/test_log_lines.py --ignore=tests/events/test_example.py \
 	$(foreach fault,limits clocks images stubborn_jobs timeouts,--ignore=tests/faults/test_$(fault).py) \
 	$(foreach pure,graph cron documents spec following,--ignore=tests/workflows/test_$(pure).py) \
 	$(foreach pure,base feed publishers redis webhook webhook_addresses webhook_docs webhook_settings \
