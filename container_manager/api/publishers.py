@@ -161,9 +161,12 @@ class LettersView(OnePublisherView):
 class RedeliverView(OnePublisherView):
     """Dead letters that are to be delivered again."""
 
-    @operation("Deliver dead letters again", answers={202: CHOSEN}, body=CHOICE)
+    @operation("Deliver dead letters again", answers={202: CHOSEN}, body=CHOICE, problems=(409,))
     def post(self, request: Request, alias: str) -> Response:
-        """For operators. The relay delivers them soon; one that is taken is no dead letter more."""
+        """For operators. The relay delivers them soon; one that is taken is no dead letter more.
+
+        409 where the settings do not name the publisher any more.
+        """
         if not self.found(alias).path:
             raise Problem(409, "publisher_removed", "The settings do not name this publisher.")
         count = self.chosen(request, alias).ask_again()

@@ -70,7 +70,8 @@ def _new(text: str) -> Path:
 def fuzz(directory: Path, cases: int, seed: int, options: Sequence[str]) -> tuple[int, Tally]:
     """The exit code of schemathesis, and what its cases came to."""
     _write(directory, make_targets(cases))
-    site = start_site(directory, Workers(directory).environment())
+    served = json.dumps({"ours": {"class": "container_manager.events.log.LogPublisher"}})
+    site = start_site(directory, Workers(directory).environment(PUBLISHERS=served))
     try:
         code = _run_schemathesis(directory, site.url, cases, seed, options)
     finally:
