@@ -18,7 +18,7 @@ from container_manager.states import OVER
 from container_manager.workflows import dags
 from container_manager.workflows.spec import validate
 from tests.support import inline_jobs
-from tests.support.workers import Workers, wait_until
+from tests.support.workers import WorkerProcess, Workers, wait_until
 from tests.workflows.driving import task
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True)]
@@ -95,6 +95,14 @@ def ended(run: DagRun) -> DagRun:
     return DagRun.objects.get(pk=run.pk)
 
 
+def await_its_death(victim: WorkerProcess, run: DagRun) -> None:
+    """At its point; a high one may never be reached, when the run is over before."""
+    wait_until(lambda: victim.has_ended or DagRun.objects.get(pk=run.pk).state in OVER, "its death")
+    if os.environ.get("EVERY_POINT") and not victim.has_ended:
+        pytest.skip("the run was over before that point")
+    assert victim.ended() == -9
+
+
 def assert_whole(run: DagRun, workers: Workers) -> None:
     """Each task ended as it must, by one job, and no attempt ran twice."""
     tasks = list(TaskInstance.objects.list_by_dag_run(run).select_related("job"))
@@ -120,7 +128,7 @@ def test_a_scheduler_that_is_killed_anywhere_loses_and_doubles_nothing(
     run = a_run()
     inline_workers.start("--concurrency", "40", "--executor", "inline")
     victim = inline_workers.start_scheduler(CRASH_AT=point)
-    assert victim.ended() == -9
+    await_its_death(victim, run)
     inline_workers.start_scheduler()
     assert_whole(ended(run), inline_workers)
 
@@ -132,7 +140,7 @@ def test_a_worker_that_is_killed_anywhere_loses_and_doubles_nothing(
     run = a_run()
     inline_workers.start_scheduler()
     victim = inline_workers.start("--concurrency", "40", "--executor", "inline", CRASH_AT=point)
-    assert victim.ended() == -9
+    await_its_death(victim, run)
     inline_workers.start("--concurrency", "40", "--executor", "inline")
     assert_whole(ended(run), inline_workers)
 
@@ -146,7 +154,7 @@ def test_a_worker_that_is_killed_on_the_way_of_a_job_loses_and_doubles_nothing(
     run = a_run(layered(executor="process", command=["/bin/sh", "-c", script]))
     workers.start_scheduler()
     victim = workers.start("--concurrency", "8", CRASH_AT=point)
-    assert victim.ended() == -9
+    await_its_death(victim, run)
     workers.start("--concurrency", "8")
     assert_whole(ended(run), workers)
 
