@@ -41,7 +41,7 @@ def redeliver(alias: str) -> tuple[int, int]:
 
 
 def deliver_wanted(alias: str, limit: int) -> bool:
-    """Try so many of those that somebody wants to be delivered again; True: more are wanted.
+    """Try so many of those that somebody wants to be delivered again; True: try more at once.
 
     What is refused again is wanted no more until somebody asks once more.
     """
@@ -49,21 +49,22 @@ def deliver_wanted(alias: str, limit: int) -> bool:
     letters = list(wanted[:limit])
     if not letters:
         return False
-    went = 0
+    went, goes_through = 0, True
     with closing(_publisher(alias)) as publisher:
         for letter in letters:
             try:
                 went += _went(publisher, letter)
             except NotDelivered as error:
                 _note(letter, error)
-                return False  # the others are wanted still, but nothing goes through
+                goes_through = False
+                break  # the others are wanted still
             except (Error, InterfaceError):
                 raise
             except Exception as error:
                 logger.exception("Publisher %s failed", alias)
                 _note(letter, error)
     logger.info("Publisher %s: %d of %d dead letters delivered", alias, went, len(letters))
-    return len(letters) == limit
+    return goes_through and len(letters) == limit
 
 
 def note_refusal(alias: str, event: TransitionEvent, tries: int, error: Exception) -> None:

@@ -256,7 +256,8 @@ class Recorder:
         """What was learned on the way may be what is wrong: the end does not need it."""
         with journal.about(job=ending.job_id, attempt=ending.attempt):
             logger.error("Job %s: its end was refused", ending.job_id, exc_info=error)
-        bare = replace(ending, execution_id=None, image_digest=None, resolved=None)
+        nothing: dict[str, Any] = dict.fromkeys(FACTS)
+        bare = replace(ending, **nothing)
         if bare != ending:
             return self._finish([bare])
         lifecycle.release(self._claimant, [ending])
