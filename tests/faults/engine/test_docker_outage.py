@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -44,6 +45,9 @@ UNTIL_TOLD = (
 )
 AT_ONCE = {"base_seconds": 0, "jitter": 0}
 UNFOLLOWED = "the last of its output may be missing"
+
+AWAY_SECONDS = float(os.environ.get("AWAY_SECONDS", "0"))
+"""That an engine stays away at the least; AWAY_SECONDS=30 is a long time for a test."""
 
 
 def printing(lines: int, code: int = 0, **fields: Any) -> ContainerJob:
@@ -120,6 +124,7 @@ def test_an_engine_that_goes_away_fails_no_job_whose_container_goes_on(
     wait_until(lambda: attempt_of(goes_on).unreachable_since, "the attempt to say so")
     wait_until(lambda: not processes_of(ends), "one of them to end unseen")
     wait_until(lambda: beats() > beat + 1, "the heartbeat to go on")
+    time.sleep(AWAY_SECONDS)
     assert {status_of(job) for job in (goes_on, ends, killed, cancelled)} == {"running"}
     assert path_of(waits) == ["queued"]
 
