@@ -789,7 +789,12 @@ class DockerExecutor(Executor):
         raise EngineRefused(f"The engine refused DELETE {path}: {reply.message}")
 
     def discard(self, execution: Execution) -> bool:
-        return not self._may_run(execution)
+        """Also one whose start failed: what was found must be gone, or be found as started."""
+        with self._start_lock(execution):
+            container = self._ours(execution)
+            if container is None:
+                return True
+            return not container.has_started and self._remove_unstarted(execution)
 
     def applied_limits(self, spec: JobSpec) -> dict[str, float]:
         defaults: dict[str, float] = {
