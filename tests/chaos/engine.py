@@ -35,8 +35,8 @@ class Engine(Server, Protocol):
     runs_scripts: bool
     """Containers see the directory of the run, and write down there what they do."""
 
-    def was_away(self, at: datetime) -> bool:
-        """Could what a container printed at that time be lost?"""
+    def outage(self, at: datetime) -> float | None:
+        """Since when it was away at that time, if it was; a pause is none."""
 
     def running(self) -> list[str]:
         """What runs in containers still, whether or not the engine knows of it."""
@@ -76,15 +76,15 @@ class OwnEngine:
 
     @contextmanager
     def _outage(self, chance: random.Random) -> Iterator[None]:
-        began = time.time()
+        since = time.time() - UNHEARD
         yield
         time.sleep(chance.uniform(*AWAY))
         self._engine.start(live_restore=True)
-        self._outages.append((began, time.time()))
+        self._outages.append((since, time.time()))
 
-    def was_away(self, at: datetime) -> bool:
+    def outage(self, at: datetime) -> float | None:
         moment = at.timestamp()
-        return any(began - UNHEARD <= moment <= ended for began, ended in self._outages)
+        return next((since for since, until in self._outages if since <= moment <= until), None)
 
     def running(self) -> list[str]:
         return self._engine.running()
@@ -100,8 +100,8 @@ class QuietEngine:
         self.options = options
         self.faults: dict[str, Fault] = {}
 
-    def was_away(self, at: datetime) -> bool:
-        return False
+    def outage(self, at: datetime) -> float | None:
+        return None
 
     def running(self) -> list[str]:
         return []

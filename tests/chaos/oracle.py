@@ -32,6 +32,7 @@ from tests.chaos.jobs import Plan
 from tests.chaos.people import Answer
 from tests.support.workers import ROOT, Workers
 
+TAKEN_OVER = re.compile(r"^(\S+ \S+) WARNING Job (\S+): adopted, worker ", re.MULTILINE)
 ADOPTED = re.compile(r"^(\S+ \S+) WARNING Job (\S+): adopted, worker (\S+) is gone$", re.MULTILINE)
 UNFOLLOWED = "Its engine was away when it ended: the last of its output may be missing."
 LOST = "It was lost when its engine went away; how it ended is not known."
@@ -84,6 +85,15 @@ class Run:
             if attempt_name(attempt.job_id, attempt.attempt) in containers
         }
         return of_docker | set(os.listdir(self.notes / "starts"))
+
+    @cached_property
+    def takeovers(self) -> dict[str, list[float]]:
+        """When each job came to another worker, for whatever reason, as the workers' logs tell."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for _, log in self.crew.logs():
+            for moment, job in TAKEN_OVER.findall(log.read_text(errors="replace")):
+                found[job].append(_wall_clock(moment))
+        return found
 
     def lines(self, file: str) -> list[str]:
         return (self.notes / file).read_text().splitlines()
@@ -143,18 +153,23 @@ def _was_left_by_its_engine(run: Run, job: ContainerJob) -> bool:
 
 
 def _is_by_the_engine(run: Run, attempt: JobAttempt) -> bool:
-    by_the_engine = attempt.exit_code in ENGINES_CODES and _ended_in_an_outage(run, attempt)
-    return by_the_engine and _was_adopted(attempt)
-
-
-def _was_adopted(attempt: JobAttempt) -> bool:
-    return attempt.lease_epoch > 1
+    return attempt.exit_code in ENGINES_CODES and _changed_hands(run, attempt)
 
 
 def _ended_in_an_outage(run: Run, attempt: JobAttempt) -> bool:
-    """Of a container's engine; a pause is none."""
-    ended = attempt.ended_at
-    return attempt.executor == "docker" and ended is not None and run.engine.was_away(ended)
+    return _outage(run, attempt) is not None
+
+
+def _outage(run: Run, attempt: JobAttempt) -> float | None:
+    """Since when a container's engine was away when it ended."""
+    is_container = attempt.executor == "docker" and attempt.ended_at is not None
+    return run.engine.outage(attempt.ended_at) if is_container else None
+
+
+def _changed_hands(run: Run, attempt: JobAttempt) -> bool:
+    """Whoever told its end took it over in that outage or later: he never saw it alive."""
+    since = _outage(run, attempt)
+    return since is not None and any(at >= since for at in run.takeovers[str(attempt.job_id)])
 
 
 @rule
@@ -329,8 +344,8 @@ def _may_have_lost(run: Run, attempt: JobAttempt) -> bool:
     The engine keeps the exit code only. It is said, unless the worker was gone as well: only who
     saw it alive can know. See docs/roadmap.md, known limits.
     """
-    is_told = UNFOLLOWED in attempt.error or _was_adopted(attempt)
-    return is_told and _ended_in_an_outage(run, attempt)
+    is_told = UNFOLLOWED in attempt.error and _ended_in_an_outage(run, attempt)
+    return is_told or _changed_hands(run, attempt)
 
 
 def unfollowed(run: Run) -> int:
