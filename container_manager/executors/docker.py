@@ -494,6 +494,7 @@ class DockerExecutor(Executor):
             return self._execution(container, adopted=execution.adopted)
         if container.start_error:
             raise _start_failure(container.start_error)
+        self._alive_at[container.id] = container.losses  # the answer to the start may be lost
         live = self._open_live(container.id)
         try:
             reply = self._http.call("POST", _path("containers", container.id, "start"))

@@ -220,6 +220,24 @@ class TestDockerExecutor(ExecutorContract):
         assert reason_of(executor, spec) == Reason.NOT_PERMITTED
         assert executor.find(spec.name, spec.instance) is None
 
+    def test_an_end_behind_a_lost_answer_to_the_start_was_seen_by_nobody(
+        self,
+        over_line: DockerExecutor,
+        line: docker_engine.FaultyLine,
+        engine: EngineHttp,
+        make_spec: MakeSpec,
+    ) -> None:
+        """Its engine may have been away: 255 is what an engine makes up for what it lost."""
+        created = create(over_line, make_spec("exit 255"))
+        line.lose_reply("/start")
+        with pytest.raises(EngineUnavailable):
+            over_line.start(created)
+        until(lambda: _inspect(engine, created)["State"]["Status"] == "exited")
+
+        outcome = over_line.collect(over_line.start(created))
+
+        assert (outcome.exit_code, outcome.reason) == (None, Reason.EXECUTOR_UNAVAILABLE)
+
     def test_what_could_not_be_started_is_gone_when_it_is_discarded(
         self, make_spec: MakeSpec
     ) -> None:
