@@ -494,6 +494,7 @@ class DockerExecutor(Executor):
             return self._execution(container, adopted=execution.adopted)
         if container.start_error:
             raise _start_failure(container.start_error)
+        self._alive_at[container.id] = container.losses  # the answer to the start may be lost
         live = self._open_live(container.id)
         try:
             reply = self._http.call("POST", _path("containers", container.id, "start"))
@@ -789,7 +790,12 @@ class DockerExecutor(Executor):
         raise EngineRefused(f"The engine refused DELETE {path}: {reply.message}")
 
     def discard(self, execution: Execution) -> bool:
-        return not self._may_run(execution)
+        """Also one whose start failed: what was found must be gone, or be found as started."""
+        with self._start_lock(execution):
+            container = self._ours(execution)
+            if container is None:
+                return True
+            return not container.has_started and self._remove_unstarted(execution)
 
     def applied_limits(self, spec: JobSpec) -> dict[str, float]:
         defaults: dict[str, float] = {

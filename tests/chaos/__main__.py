@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"python -m tests.chaos --on {given.on} --jobs {given.jobs} --workers {given.workers}"
         f" --lease {given.lease:g} --docker-share {given.docker_share:g}"
         f" --fault-every {given.fault_every:g} --reap-every {given.reap_every:g}"
+        f" --engine {given.engine}{''.join(f' --first {name!r}' for name in given.first)}"
         f" --seed {given.seed}"
     )
     print(f"chaos: {again}", flush=True)
@@ -81,6 +82,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fault-every", type=float, default=1.5, help="seconds, on average")
     parser.add_argument(
         "--reap-every", type=float, default=0.0, help="seconds; 0: as workers do by themselves"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("own", "shared", "none"),
+        default="own",
+        help="of the containers: one of its own that fails, or else the machine's, which does not",
+    )
+    parser.add_argument(
+        "--first",
+        action="append",
+        default=[],
+        metavar="FAULT",
+        help="of the database or the engine, as the table names it: comes in any case",
     )
     parser.add_argument("--json", type=Path, help="default: var/chaos/<on>-<seed>.json")
     parser.add_argument("--keep", action="store_true", help="keep the directory of the run")

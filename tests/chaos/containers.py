@@ -24,11 +24,13 @@ class Seen:
 
 
 class Events:
-    """Follows the engine's events; without an engine there are none."""
+    """Follows the events of the machine's engine, which goes on until they end.
+
+    An engine that is started again has forgotten its events; what runs on that one tells by itself.
+    """
 
     def __init__(self, instance: str) -> None:
         self.seen: dict[str, Seen] = defaultdict(Seen)
-        self.why_not = docker_engine.why_not()
         self._filters = json.dumps(
             {"type": ["container"], "label": [f"{LABEL_INSTANCE}={instance}"]}
         )
@@ -37,8 +39,7 @@ class Events:
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def start(self) -> None:
-        if not self.why_not:
-            self._thread.start()
+        self._thread.start()
 
     def end(self) -> None:
         self._ended.set()

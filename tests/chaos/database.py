@@ -7,7 +7,7 @@ import random
 import signal
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -15,16 +15,13 @@ from urllib.parse import unquote
 
 from container_manager.executors.supervisor import family, processes
 from tests import services
-
-Fault = tuple[float, Callable[[random.Random], object]]
-"""How often, beside the others, and what."""
+from tests.chaos.faults import Fault, Server
 
 
-class Database(Protocol):
+class Database(Server, Protocol):
     """Where it is, and its faults by name."""
 
     url: str
-    faults: dict[str, Fault]
 
 
 class SQLite:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,6 +16,8 @@ from container_manager.states import StopKind
 
 SCRIPT = Path(__file__).with_name("job.sh")
 PLACES = ("starts", "alive", "first", "data")
+TOLD = ("twice", "overlaps")
+"""What must not be, a line for each."""
 LONG = 300
 """Seconds that a job would run which is stopped because it takes too long."""
 
@@ -51,8 +54,8 @@ class Plan:
     def name(self) -> str:
         return f"chaos {self.number}"
 
-    def wanted(self, directory: Path) -> dict[str, Any]:
-        """As `lifecycle.submit` takes it."""
+    def wanted(self, notes: Path, *, notes_of_containers: bool) -> dict[str, Any]:
+        """As `lifecycle.submit` takes it; can containers write down there what they do?"""
         given = {
             "name": self.name,
             "executor": self.executor,
@@ -64,13 +67,16 @@ class Plan:
             **({"scheduled_for": self.due()} if self.not_before else {}),
         }
         if self.executor == "docker":
-            return {**given, "isolation": "container", "image": IMAGE, "command": self._inline()}
-        codes = ",".join(map(str, self.codes))
-        command = ["/bin/sh", str(SCRIPT), str(directory), codes, *self.steps]
-        return {**given, "isolation": "process", "command": command}
+            command = self._script(notes) if notes_of_containers else self._inline()
+            return {**given, "isolation": "container", "image": IMAGE, "command": command}
+        return {**given, "isolation": "process", "command": self._script(notes)}
 
     def due(self) -> Any:
         return timezone.now() + timedelta(seconds=self.not_before)
+
+    def _script(self, notes: Path) -> list[str]:
+        codes = ",".join(map(str, self.codes))
+        return ["/bin/sh", str(notes / SCRIPT.name), str(notes), codes, *self.steps]
 
     def _inline(self) -> list[str]:
         steps = [_INLINE[step.partition(":")[0]](step.partition(":")[2]) for step in self.steps]
@@ -92,12 +98,17 @@ _INLINE: dict[str, Callable[[str], str]] = {
 }
 
 
-def lay_out(directory: Path) -> None:
-    """Everything the jobs' script needs."""
-    for place in PLACES:
-        (directory / place).mkdir()
+def lay_out(notes: Path) -> None:
+    """The jobs' script and everything it needs; containers run as another user than processes."""
+    for place in (notes, *(notes / each for each in PLACES)):
+        place.mkdir()
+        place.chmod(0o777)
+    for told in TOLD:
+        (notes / told).touch()
+        (notes / told).chmod(0o666)
     for name, data in DATA.items():
-        (directory / "data" / name).write_bytes(data)
+        (notes / "data" / name).write_bytes(data)
+    shutil.copy(SCRIPT, notes)
 
 
 Chance = random.Random

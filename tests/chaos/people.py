@@ -16,6 +16,7 @@ from uuid import UUID
 from django.db import InterfaceError, OperationalError, connection
 
 from container_manager import lifecycle
+from container_manager.executors.base import EngineUnavailable
 from container_manager.lifecycle import Stopped
 from container_manager.models import ContainerJob
 from container_manager.states import SETTLED, JobStatus
@@ -23,11 +24,11 @@ from tests.chaos.jobs import Plan
 
 T = TypeVar("T")
 
-AWAY = (OperationalError, InterfaceError)
+AWAY = (OperationalError, InterfaceError, EngineUnavailable)
 
 
 def patiently(call: Callable[[], T], patience: float = 60.0) -> T:
-    """Again while the database is away, though not for ever."""
+    """Again while the database, or the engine, is away, though not for ever."""
     ends_at = time.monotonic() + patience
     while True:
         try:
@@ -69,11 +70,19 @@ class Submitter(Person):
 
     MOST_AT_ONCE = 25
 
-    def __init__(self, chance: random.Random, plans: Sequence[Plan], directory: Path) -> None:
+    def __init__(
+        self,
+        chance: random.Random,
+        plans: Sequence[Plan],
+        notes: Path,
+        *,
+        notes_of_containers: bool,
+    ) -> None:
         super().__init__()
         self._chance = chance
         self._plans = plans
-        self._directory = directory
+        self._notes = notes
+        self._notes_of_containers = notes_of_containers
         self.jobs: dict[UUID, Plan] = {}
         self.due: dict[UUID, datetime | None] = {}
         """Moments before which a job must not start."""
@@ -102,7 +111,8 @@ class Submitter(Person):
         return [found[name] for name in names] if found else self._submit(plans)
 
     def _insert(self, plans: Sequence[Plan]) -> list[ContainerJob]:
-        wanted = [plan.wanted(self._directory) for plan in plans]
+        told = self._notes_of_containers
+        wanted = [plan.wanted(self._notes, notes_of_containers=told) for plan in plans]
         if len(wanted) == 1:
             return [lifecycle.submit(queue_now=True, **wanted[0])]
         return ContainerJob.objects.bulk_create(

@@ -21,6 +21,7 @@ from tests.chaos import jobs, oracle
 from tests.chaos.containers import Events
 from tests.chaos.crew import Crew
 from tests.chaos.database import Database
+from tests.chaos.engine import ENGINES, Engine
 from tests.chaos.oracle import LEFTOVER_SECONDS, Run
 from tests.chaos.people import Stopper, Submitter, how_many_are_open, patiently
 from tests.chaos.trouble import Trouble
@@ -37,24 +38,37 @@ def run(given: argparse.Namespace, database: Database, directory: Path) -> dict[
     call_command("migrate", verbosity=0)
     # Each constraint that a submission could not check, because the database went away meanwhile.
     logging.getLogger("django.db.models").setLevel(logging.ERROR)
-    with some_workers(directory) as workers:
-        return _run(given, database, workers)
+    notes = directory / "notes"
+    jobs.lay_out(notes)
+    with ENGINES[given.engine](notes) as engine, some_workers(directory) as workers:
+        print(f"chaos: the Docker engine: {engine.told}", flush=True)
+        for name in given.first:
+            if name not in engine.faults | database.faults:
+                print(f"chaos: there is no {name!r} here", flush=True)
+        return _run(given, database, engine, workers, notes)
 
 
-def _run(given: argparse.Namespace, database: Database, workers: Workers) -> dict[str, Any]:
+def _run(
+    given: argparse.Namespace, database: Database, engine: Engine, workers: Workers, notes: Path
+) -> dict[str, Any]:
     began = time.monotonic()
-    directory = workers.directory
-    jobs.lay_out(directory)
     events = Events(workers.instance)
-    share = 0.0 if events.why_not else given.docker_share
-    if share:
-        workers.use_docker()
-        events.start()
+    share = 0.0 if engine.options is None else given.docker_share
+    if engine.options is not None:
+        workers.use_docker(**engine.options)
+        if not engine.runs_scripts:
+            events.start()
     crew = Crew(workers, given.workers, given.concurrency, given.lease, given.reap_every)
     plans = jobs.plans(random.Random(f"jobs {given.seed}"), given.jobs, share)
-    submitter = Submitter(random.Random(f"submissions {given.seed}"), plans, directory)
+    submitter = Submitter(
+        random.Random(f"submissions {given.seed}"),
+        plans,
+        notes,
+        notes_of_containers=engine.runs_scripts,
+    )
     stopper = Stopper(random.Random(f"requests {given.seed}"), submitter)
-    trouble = Trouble(random.Random(f"faults {given.seed}"), crew, database, given.fault_every)
+    chance = random.Random(f"faults {given.seed}")
+    trouble = Trouble(chance, crew, (database, engine), given.fault_every, given.first)
     crew.fill()
     submitter.start()
     stopper.start()
@@ -66,7 +80,9 @@ def _run(given: argparse.Namespace, database: Database, workers: Workers) -> dic
     quiet_at = time.monotonic()
     _wait(lambda: how_many_are_open(given.jobs) == 0, PATIENCE)
     settled_at = time.monotonic()
-    result = Run(directory, workers, crew, events, submitter.jobs, submitter.due, stopper.answers)
+    result = Run(
+        notes, workers, engine, crew, events, submitter.jobs, submitter.due, stopper.answers
+    )
     cleaned_in = _nothing_left(result)
     crew.send_home()
     events.end()
@@ -77,7 +93,7 @@ def _run(given: argparse.Namespace, database: Database, workers: Workers) -> dic
         "until settled": settled_at - quiet_at,
         "until clean": cleaned_in,
     }
-    return _results(given, result, share, seconds, events.why_not)
+    return _results(given, result, share, seconds)
 
 
 def _sampled(ask: Callable[[], int], first: int, seconds: float = 1.0) -> Callable[[], int]:
@@ -103,7 +119,7 @@ def _wait(condition: Callable[[], Any], patience: float) -> bool:
 def _nothing_left(run: Run) -> float:
     began = time.monotonic()
     if not _wait(lambda: not oracle.leftovers(run), LEFTOVER_SECONDS):
-        run.notes += [f"left after a minute: {name}" for name in oracle.leftovers(run)]
+        run.remarks += [f"left after a minute: {name}" for name in oracle.leftovers(run)]
     return time.monotonic() - began
 
 
@@ -111,11 +127,11 @@ def _nobody_left(run: Run) -> None:
     """The supervisors go when nobody is left to ask."""
     state_dir = run.workers.state_dir
     if not _wait(lambda: not oracle.stray_processes(state_dir), 10):
-        run.notes += oracle.stray_processes(state_dir)
+        run.remarks += oracle.stray_processes(state_dir)
 
 
 def _results(
-    given: argparse.Namespace, run: Run, share: float, seconds: dict[str, float], why_not: str
+    given: argparse.Namespace, run: Run, share: float, seconds: dict[str, float]
 ) -> dict[str, Any]:
     statuses = Counter(ContainerJob.objects.order_by().values_list("status", flat=True))
     adoptions = sum(epoch - 1 for epoch in JobAttempt.objects.values_list("lease_epoch", flat=True))
@@ -128,7 +144,7 @@ def _results(
         "workers": given.workers,
         "lease_seconds": given.lease,
         "docker_share": share,
-        "docker": why_not or "an engine answered",
+        "engine": run.engine.told,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "statuses": dict(sorted(statuses.items())),
         "attempts": JobAttempt.objects.count(),
@@ -139,7 +155,9 @@ def _results(
             if waits
         },
         "attempts_lost_before_their_start": lost,
-        "containers": len(run.events.seen),
+        "containers": oracle.containers(run),
+        "output_may_be_missing": oracle.unfollowed(run),
+        "ended_as_the_engine_says": oracle.left_by_the_engine(run),
         "worker_processes": len(run.workers.started),
         "faults": dict(sorted(run.crew.done.items())),
         "requests": dict(
@@ -156,6 +174,9 @@ def table(results: dict[str, Any]) -> str:
         ("jobs", f"{results['jobs']:,} on {results['on']}, seed {results['seed']}"),
         ("ended as", _told(results["statuses"])),
         ("attempts", f"{results['attempts']:,}, {results['containers']:,} containers"),
+        ("engine", results["engine"]),
+        ("output may be missing", f"{results['output_may_be_missing']:,}"),
+        ("ended as the engine says", f"{results['ended_as_the_engine_says']:,}"),
         ("adoptions", f"{results['adoptions']:,}"),
         ("adopted after a kill, s", _told(results["seconds_to_adoption"])),
         ("lost before their start", f"{results['attempts_lost_before_their_start']:,}"),

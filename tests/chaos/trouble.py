@@ -7,11 +7,11 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tests.chaos.crew import Blow, Crew, Hand
-from tests.chaos.database import Database
+from tests.chaos.faults import Server
 
 AWAY = (0.2, 2.0)
 """Seconds until somebody comes for a worker that has ended."""
@@ -21,14 +21,21 @@ MOST_CRASHES = 3
 class Trouble:
     """Injects faults until it is told to stop, then puts everything right again."""
 
-    def __init__(self, chance: random.Random, crew: Crew, database: Database, every: float) -> None:
+    def __init__(
+        self,
+        chance: random.Random,
+        crew: Crew,
+        servers: Sequence[Server],
+        every: float,
+        first: Iterable[str] = (),
+    ) -> None:
+        """`first`: faults of these servers that come before it is done, whatever the seed says."""
         self._chance = chance
         self._crew = crew
-        self._database = database
         self._every = every
         self._later: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
-        self._busy: threading.Thread | None = None
+        self._busy: dict[int, threading.Thread] = {}
         self._kinds: dict[str, tuple[float, Callable[[], object]]] = {
             "killed": (4, lambda: self._with_one(self._kill)),
             "all killed": (0.3, self._kill_all),
@@ -37,10 +44,12 @@ class Trouble:
             "drained": (2, lambda: self._with_one(self._drain)),
             "killed while draining": (1, lambda: self._with_one(self._drain_and_kill)),
             **{
-                name: (weight, self._to_database(name, act))
-                for name, (weight, act) in database.faults.items()
+                name: (weight, self._to_server(number, name, act))
+                for number, server in enumerate(servers)
+                for name, (weight, act) in server.faults.items()
             },
         }
+        self._first = [name for name in first if any(name in each.faults for each in servers)]
 
     @property
     def faults(self) -> int:
@@ -49,7 +58,7 @@ class Trouble:
     def go_on_until(self, enough: Callable[[], bool]) -> None:
         """Faults, and what follows from them, until it is `enough`."""
         next_fault = time.monotonic() + self._every
-        while not enough():
+        while self._first or not enough():
             self._do_what_is_due()
             if time.monotonic() >= next_fault:
                 self._inject()
@@ -61,14 +70,23 @@ class Trouble:
         """Whoever was paused goes on, whoever is missing is replaced."""
         while self._later:
             heapq.heappop(self._later)[2]()
-        if self._busy:
-            self._busy.join()
+        for busy in self._busy.values():
+            busy.join()
         self._crew.fill()
 
     def _inject(self) -> None:
+        if self._first and self._happens(self._first[0]):
+            del self._first[0]
+            return
         weights = [weight for weight, _ in self._kinds.values()]
         (kind,) = self._chance.choices(list(self._kinds), weights)
         self._kinds[kind][1]()
+
+    def _happens(self, name: str) -> bool:
+        """Unless its server is busy with another one."""
+        before = self._crew.done[name]
+        self._kinds[name][1]()
+        return self._crew.done[name] > before
 
     def _in(self, seconds: float, act: Callable[[], object]) -> None:
         heapq.heappush(self._later, (time.monotonic() + seconds, next(self._numbers), act))
@@ -116,17 +134,19 @@ class Trouble:
         blow: Blow = self._crew.pause(hand, beyond_lease=beyond_lease)
         self._in(seconds, lambda: self._crew.go_on(hand, blow))
 
-    # The database
+    # The servers
 
-    def _to_database(self, name: str, act: Callable[[random.Random], Any]) -> Callable[[], None]:
+    def _to_server(
+        self, number: int, name: str, act: Callable[[random.Random], Any]
+    ) -> Callable[[], None]:
         def harm() -> None:
-            if self._busy and self._busy.is_alive():
+            if number in self._busy and self._busy[number].is_alive():
                 return
             if name == "database crashed" and self._crew.done[name] >= MOST_CRASHES:
                 return
             self._crew.done[name] += 1
             chance = random.Random(self._chance.random())
-            self._busy = threading.Thread(target=act, args=[chance], name=name)
-            self._busy.start()
+            self._busy[number] = threading.Thread(target=act, args=[chance], name=name)
+            self._busy[number].start()
 
         return harm

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -218,6 +219,38 @@ class TestDockerExecutor(ExecutorContract):
 
         assert reason_of(executor, spec) == Reason.NOT_PERMITTED
         assert executor.find(spec.name, spec.instance) is None
+
+    def test_an_end_behind_a_lost_answer_to_the_start_was_seen_by_nobody(
+        self,
+        over_line: DockerExecutor,
+        line: docker_engine.FaultyLine,
+        engine: EngineHttp,
+        make_spec: MakeSpec,
+    ) -> None:
+        """Its engine may have been away: 255 is what an engine makes up for what it lost."""
+        created = create(over_line, make_spec("exit 255"))
+        line.lose_reply("/start")
+        with pytest.raises(EngineUnavailable):
+            over_line.start(created)
+        until(lambda: _inspect(engine, created)["State"]["Status"] == "exited")
+
+        outcome = over_line.collect(over_line.start(created))
+
+        assert (outcome.exit_code, outcome.reason) == (None, Reason.EXECUTOR_UNAVAILABLE)
+
+    def test_what_could_not_be_started_is_gone_when_it_is_discarded(
+        self, make_spec: MakeSpec
+    ) -> None:
+        """Who adopts it looks for it again until it is gone, or has started."""
+        spec = replace(make_spec(""), command=("/nowhere",))
+        with _executor(init=False) as executor:
+            created = create(executor, spec)
+            with pytest.raises(LaunchFailed):
+                executor.start(created)
+
+            assert executor.discard(created) is True
+
+            assert executor.find(spec.name, spec.instance) is None
 
     @pytest.mark.parametrize("working_dir", ["/bin/sh/x", "/" + "a" * 300])
     def test_a_working_directory_that_cannot_be_is_the_jobs_fault(

@@ -7,11 +7,13 @@ all that ran there. It knows the image busybox and no network.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,24 +23,54 @@ from container_manager.executors.docker_http import Address, EngineHttp
 from tests.support import docker_engine
 from tests.support.workers import wait_until
 
+UNSTARTED = "runc init"
+RUNC = Path(__file__).with_name("showing_runc.py")
+
+
+def why_not() -> str:
+    """Empty when a second engine may be started here, else what is missing."""
+    if missing := [each for each in ("dockerd", "runc") if shutil.which(each) is None]:
+        return f"{' and '.join(missing)} not found"
+    return "only root can start dockerd" if os.geteuid() else docker_engine.why_not()
+
 
 class SecondEngine:
-    """One dockerd; `live_restore`: what runs goes on while it is away."""
+    """One dockerd; `live_restore`: what runs goes on while it is away.
 
-    def __init__(self) -> None:
+    `shown`: paths of the machine that each container sees as well, `:ro` behind those that it must
+    not write to.
+    """
+
+    def __init__(self, shown: Sequence[str] = ()) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="cm-engine-"))
         self.log = self.directory / "log"
         self.socket = self.directory / "socket"
         self.url = f"unix://{self.socket}"
         self._config = self.directory / "daemon.json"
         self._config.write_text("{}")  # not that of the machine
+        self._environment = dict(os.environ)
+        if shown:
+            self._stand_in_for_runc(shown)
         self._daemon: subprocess.Popen[bytes] | None = None
+        self._has_answered = False
+
+    def _stand_in_for_runc(self, shown: Sequence[str]) -> None:
+        """Docker lets nobody mount what the job did not ask for; so it is done below it."""
+        runc = shutil.which("runc")
+        assert runc is not None
+        command = shlex.join([sys.executable, "-IS", str(RUNC), runc, *shown, "--"])
+        stand_in = self.directory / "bin/runc"
+        stand_in.parent.mkdir()
+        stand_in.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        stand_in.chmod(0o755)
+        self._environment["PATH"] = f"{stand_in.parent}:{os.environ['PATH']}"
 
     def start(self, *, live_restore: bool) -> SecondEngine:
         """Start it, or start it again; returns when it answers."""
         with self.log.open("ab") as log:
             self._daemon = subprocess.Popen(
                 [*self._command(), *(["--live-restore"] if live_restore else [])],
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -46,6 +78,7 @@ class SecondEngine:
             )
         wait_until(lambda: self.answers or self.has_ended, "the second engine")
         assert not self.has_ended, self.log.read_text()[-5000:]
+        self._has_answered = True
         self._ensure_image()
         return self
 
@@ -130,15 +163,26 @@ class SecondEngine:
             loaded = http.call("POST", "/images/load", {"quiet": "1"}, image, headers)
             assert loaded.ok, loaded.message
 
+    def running(self) -> list[str]:
+        """What runs in containers, whether or not the engine knows of it.
+
+        An engine that dies while it makes a container may leave one that never started: no more
+        than an init of runc, which nobody can start any more.
+        """
+        shims = [pid for pid in self._processes() if _is_shim(pid)]
+        return [told for told in map(_told, _children_of(shims)) if told not in ("", UNSTARTED)]
+
     # The end
 
     def clean_up(self) -> None:
         """Nothing of it is left: no container, no process, no mount, no file."""
         try:
-            self._remove_containers()
-            self.stop()
+            if self._has_answered:
+                self._remove_containers()
+                self.stop()
         finally:
-            for pid in self._processes():
+            ours = self._processes()
+            for pid in [*_children_of(ours), *ours]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             wait_until(lambda: not self._processes(), "the second engine's processes to end")
@@ -185,6 +229,15 @@ def _processes_with(words: str) -> list[int]:
     ]
 
 
+def _is_shim(pid: int) -> bool:
+    return b"containerd-shim" in _command_line(Path(f"/proc/{pid}")).partition(b"\0")[0]
+
+
+def _told(pid: int) -> str:
+    words = _command_line(Path(f"/proc/{pid}")).replace(b"\0", b" ")
+    return words.decode(errors="replace").strip()
+
+
 def _command_line(entry: Path) -> bytes:
     with suppress(OSError):
         return (entry / "cmdline").read_bytes()
@@ -192,8 +245,8 @@ def _command_line(entry: Path) -> bytes:
 
 
 @contextmanager
-def a_second_engine() -> Iterator[SecondEngine]:
-    engine = SecondEngine()
+def a_second_engine(shown: Sequence[str] = ()) -> Iterator[SecondEngine]:
+    engine = SecondEngine(shown)
     try:
         yield engine
     finally:

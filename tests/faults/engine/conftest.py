@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.second_engine import SecondEngine, a_second_engine
+from tests.support.second_engine import SecondEngine, a_second_engine, why_not
 from tests.support.spine import contradictions
 from tests.support.workers import Workers, wait_until
 
 
 @pytest.fixture(scope="session")
 def second_engine() -> Iterator[SecondEngine]:
-    if shutil.which("dockerd") is None or os.geteuid() != 0:
-        pytest.skip("a second engine needs dockerd and root")
+    if why_not():
+        pytest.skip(f"no second engine: {why_not()}")
     with a_second_engine() as engine:
         yield engine
 
