@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import CodeType
 
@@ -41,9 +41,16 @@ class Mutant:
     after: str
     source: str
     """The whole module with the change."""
+    is_unchanged: bool = False
+    """A control."""
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line} {self.function}: {self.before} -> {self.after}"
+
+    def unchanged(self) -> Mutant:
+        """The same function as it stands."""
+        source = (ROOT / self.path).read_text()
+        return replace(self, after="as it is", source=source, is_unchanged=True)
 
     @property
     def module(self) -> str:

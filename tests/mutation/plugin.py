@@ -7,6 +7,7 @@ import importlib
 import inspect
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -19,11 +20,15 @@ from typing import Any
 
 import coverage
 import pytest
+from django.db import connections
 
 from tests.mutation.mutants import ROOT, Mutant, mutants_of
 
-LONGEST_SECONDS = 60
-"""A mutant whose tests take longer is taken for one that hangs."""
+LONGEST_SECONDS, TIMES_AS_LONG = 60, 4
+"""A mutant whose tests take so long, and so many times as long as without it, hangs."""
+
+CONTROLS = 4
+"""Functions of each module that are put in place unchanged: their tests must pass."""
 
 SURVIVED, KILLED, NOT_TRIED = 0, 1, 3
 """Exit codes of the fork of a mutant; the last where its code does not fit into the function."""
@@ -38,6 +43,8 @@ class MutationRun:
         self._paths = paths
         self._given = given
         self._failed = False
+        self._last = ""
+        self._died: list[str] = []
         self._results: dict[str, Counter[str]] = defaultdict(Counter)
         self._survivors: list[str] = []
 
@@ -45,12 +52,11 @@ class MutationRun:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        tests = self._learn(session)
-        by_line, seconds = tests
+        by_line, seconds = self._learn(session)
         for path in self._paths:
             mutants = self._chosen(path)
             print(f"{path}: {len(mutants)} mutants", flush=True)
-            self._try(mutants, by_line, seconds)
+            self._try([*self._controls(mutants), *mutants], by_line, seconds)
         return True
 
     @pytest.hookimpl
@@ -95,6 +101,11 @@ class MutationRun:
             return mutants
         return random.Random(self._given.seed).sample(mutants, self._given.sample)
 
+    def _controls(self, mutants: Sequence[Mutant]) -> list[Mutant]:
+        one_each = list({mutant.function: mutant for mutant in mutants}.values())
+        chosen = random.Random(self._given.seed).sample(one_each, min(CONTROLS, len(one_each)))
+        return [mutant.unchanged() for mutant in chosen]
+
     def _try(
         self,
         mutants: Sequence[Mutant],
@@ -106,24 +117,39 @@ class MutationRun:
             while waiting and len(running) < self._given.at_once:
                 mutant = waiting.pop()
                 items = _on_the_way(mutant, by_line)
-                running[self._begin(mutant, items)] = mutant
+                expected = sum(seconds[item] for item in items)
+                running[self._begin(mutant, items, expected)] = mutant
             pid, status = os.wait()
+            _remove_copy(pid)
             if mutant := running.pop(pid, None):  # type: ignore[assignment]
                 self._note(mutant, os.waitstatus_to_exitcode(status))
 
-    def _begin(self, mutant: Mutant, items: Items) -> int:
-        sys.stdout.flush()
-        if pid := os.fork():
+    def _begin(self, mutant: Mutant, items: Items, expected: float) -> int:
+        if pid := self._fork(expected):
             return pid
-        signal.alarm(LONGEST_SECONDS)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
         code = NOT_TRIED
         try:
             put_in_place(mutant)
             code = KILLED
             code = SURVIVED if self._survives(items) else KILLED
+            if mutant.is_unchanged and code == KILLED:
+                print(f"{self._last} fails in a fork", file=sys.__stderr__, flush=True)
         finally:
             os._exit(code)
+
+    def _fork(self, expected: float) -> int:
+        """As os.fork; the child is silent, and ends when it takes far longer than expected.
+
+        It works on a copy of the test database.
+        """
+        sys.stdout.flush()
+        connections.close_all()
+        if not (pid := os.fork()):
+            signal.alarm(max(LONGEST_SECONDS, round(TIMES_AS_LONG * expected)))
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+            database = connections.settings["default"]
+            database["NAME"] = shutil.copy(database["NAME"], _copy_of_database(os.getpid()))
+        return pid
 
     def _survives(self, items: Items) -> bool:
         if items:  # fixtures of other modules may still stand
@@ -131,11 +157,15 @@ class MutationRun:
         for item, following in pairwise([*items, *items[:1]]):
             self._run(item, following)
             if self._failed:
+                self._last = item.nodeid
                 return False
         return True
 
     def _note(self, mutant: Mutant, code: int) -> None:
         word = {SURVIVED: "survived", NOT_TRIED: "not tried"}.get(code, "killed")
+        if mutant.is_unchanged:
+            self._died += [str(mutant)] if word == "killed" else []
+            return
         self._results[mutant.path][word] += 1
         if code == SURVIVED:
             self._survivors.append(str(mutant))
@@ -144,7 +174,7 @@ class MutationRun:
     # The end
 
     def verdict(self) -> int:
-        """Prints the table; 1 when a module has less than asked for."""
+        """Prints the table; 1 when a module has less than asked for, 2 when it proves nothing."""
         print(f"\n{'module':45} mutants  killed  survived")
         worst = 100.0
         for path, counts in self._results.items():
@@ -154,7 +184,18 @@ class MutationRun:
             print(f"{path:45} {total:7} {share:6.1f} % {counts['survived']:8}")
         if self._given.survivors:
             Path(self._given.survivors).write_text("\n".join(self._survivors) + "\n")
-        return int(worst < self._given.at_least)
+        for control in self._died:
+            print(f"THIS PROVES NOTHING: tests fail although nothing was changed in {control}")
+        return 2 if self._died else int(worst < self._given.at_least)
+
+
+def _copy_of_database(pid: int) -> str:
+    return f"{connections.settings['default']['NAME']}.{pid}"
+
+
+def _remove_copy(pid: int) -> None:
+    for end in ("", "-wal", "-shm"):
+        Path(_copy_of_database(pid) + end).unlink(missing_ok=True)
 
 
 def _on_the_way(mutant: Mutant, by_line: dict[Any, Items]) -> Items:
