@@ -34,7 +34,7 @@ from tests.support.workers import ROOT, Workers
 
 TAKEN_OVER = re.compile(r"^(\S+ \S+) WARNING Job (\S+): adopted, worker ", re.MULTILINE)
 ADOPTED = re.compile(r"^(\S+ \S+) WARNING Job (\S+): adopted, worker (\S+) is gone$", re.MULTILINE)
-UNFOLLOWED = "Its engine was away when it ended: the last of its output may be missing."
+UNFOLLOWED = "the last of its output may be missing."
 LOST = "It was lost when its engine went away; how it ended is not known."
 ENGINES_CODES = (137, 143, 255)
 LEFTOVER_SECONDS = 60.0
