@@ -210,7 +210,10 @@ class Executor(ABC):
 
     @abstractmethod
     def discard(self, execution: Execution) -> bool:
-        """Remove one that never started, so that it never will; False when it has started."""
+        """Remove one that never started, so that it never will; False when it has started.
+
+        Raises LaunchFailed where a start was tried and failed; it stays, as evidence.
+        """
 
     @abstractmethod
     def bar(self, spec: JobSpec) -> bool:

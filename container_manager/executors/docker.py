@@ -50,6 +50,7 @@ from container_manager.executors.docker_http import (
     address_from_environment,
 )
 from container_manager.executors.docker_output import Frames, Log, Progress
+from container_manager.executors.supervisor import processes
 from container_manager.faults import reached
 from container_manager.states import Isolation, PullPolicy, Reason
 
@@ -69,7 +70,10 @@ _SILENCE_SECONDS = 15.0
 _PING_SECONDS = 10.0
 _SIGKILLED = 137
 _UNKNOWN = 255
-_UNFOLLOWED = "Its engine was away when it ended: the last of its output may be missing."
+_UNHEARD = -1
+"""In place of a number of losses: it was asked to start, and nobody heard the answer."""
+_UNFOLLOWED = "Its engine may have been away when it ended: the last of its output may be missing."
+_LOST = "It was lost when its engine went away; how it ended is not known."
 _INIT_FAILED = re.compile(rb"\[FATAL tini \(\d+\)\] exec (.*) failed: (.*)\n")
 _INIT_CODES = (1, 126, 127)
 _START_LOCKS = 64
@@ -302,6 +306,8 @@ class DockerExecutor(Executor):
         self._live: dict[str, _Live] = {}
         self._alive_at: dict[str, int] = {}
         """By container: how many connections had been lost when it was last seen not to be over."""
+        self._sought_at: dict[str, int] = {}
+        """By name of those whose adopter got no answer yet: how many had been lost before."""
         self._start_locks = [threading.Lock() for _ in range(_START_LOCKS)]
 
     def close(self) -> None:
@@ -488,16 +494,17 @@ class DockerExecutor(Executor):
 
     def _start_once(self, execution: Execution) -> Execution:
         container = self._ours(execution)
+        if container is not None and container.has_started:
+            return self._execution(container, adopted=execution.adopted)
+        if container is not None and container.start_error:
+            raise _start_failure(container.start_error)
+        if self._alive_at.get(execution.execution_id) == _UNHEARD:
+            raise self._forgotten(execution)
         if container is None:
             raise LaunchFailed(Reason.LAUNCH_ERROR, _REMOVED)
-        if container.has_started:
-            return self._execution(container, adopted=execution.adopted)
-        if container.start_error:
-            raise _start_failure(container.start_error)
-        self._alive_at[container.id] = container.losses  # the answer to the start may be lost
         live = self._open_live(container.id)
         try:
-            reply = self._http.call("POST", _path("containers", container.id, "start"))
+            reply = self._ask_to_start(container.id)
             if not reply.ok:
                 raise self._explain_failed_start(container.id, reply)
         except BaseException:
@@ -506,6 +513,38 @@ class DockerExecutor(Executor):
         self._live[container.id] = live
         self._alive_at[container.id] = live.losses
         return self._started(container.id, execution)
+
+    def _ask_to_start(self, container_id: str) -> Reply:
+        try:
+            return self._http.call("POST", _path("containers", container_id, "start"))
+        except EngineUnavailable:
+            self._alive_at[container_id] = _UNHEARD
+            raise
+
+    def _forgotten(self, execution: Execution) -> Exception:
+        """One that was asked to start, did not say so, and does not look as if it had.
+
+        It is not asked twice: the first request may still be on its way, and an engine that went
+        away meanwhile may have forgotten that it ran (seen with Docker 20.10).
+        """
+        if not self._remove_unstarted(execution):
+            return EngineRefused("It is just being started, or removed.")
+        self._end_unseen(execution.execution_id)
+        return LaunchFailed(Reason.EXECUTOR_UNAVAILABLE, _LOST)
+
+    def _end_unseen(self, container_id: str) -> None:
+        """Kill what an engine of this machine runs in a container without knowing of it."""
+        deadline = monotonic() + self._timeout
+        while self._is_local and (pids := _inside(container_id)):
+            if monotonic() > deadline:
+                raise EngineUnavailable(f"What runs in {container_id} cannot be ended.")
+            try:
+                for pid in pids:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, SIGKILL)
+            except PermissionError:
+                return  # the engine's user may; a worker that is none must leave it
+            sleep(_POLL_SECONDS)
 
     def _explain_failed_start(self, container_id: str, reply: Reply) -> Exception:
         """A failed start is the job's only when the engine wrote it down."""
@@ -534,9 +573,15 @@ class DockerExecutor(Executor):
     # found again
 
     def find(self, name: str, instance: str) -> Execution | None:
+        sought_at = self._sought_at.setdefault(name, self._http.losses)
         container = self._inspect(name)
+        self._sought_at.pop(name, None)
         if container is None or container.is_barred or not container.belongs_to(instance):
             return None
+        if container.is_running:
+            self._alive_at[container.id] = container.losses
+        elif container.losses != sought_at:
+            self._alive_at.setdefault(container.id, sought_at)
         return self._execution(container, adopted=True)
 
     def list_names(self, instance: str) -> list[str]:
@@ -790,12 +835,16 @@ class DockerExecutor(Executor):
         raise EngineRefused(f"The engine refused DELETE {path}: {reply.message}")
 
     def discard(self, execution: Execution) -> bool:
-        """Also one whose start failed: what was found must be gone, or be found as started."""
         with self._start_lock(execution):
             container = self._ours(execution)
-            if container is None:
-                return True
-            return not container.has_started and self._remove_unstarted(execution)
+            if container is not None and container.start_error:
+                raise _start_failure(container.start_error)
+            if container is not None and container.has_started:
+                return False
+            if not self._remove_unstarted(execution):
+                return False
+            self._end_unseen(execution.execution_id)
+            return True
 
     def applied_limits(self, spec: JobSpec) -> dict[str, float]:
         defaults: dict[str, float] = {
@@ -1035,16 +1084,31 @@ def _never_started(container: _Container) -> Outcome:
 def _taken_along(container: _Container) -> Outcome:
     """The exit code stands only where it is one."""
     known = not container.is_unknown_end
-    how = f"It was ended by signal {container.signal}" if known else "It was lost"
-    rest = "." if known else "; how it ended is not known."
+    ended = f"It was ended by signal {container.signal} when its engine went away."
     return Outcome(
         exit_code=container.exit_code if known else None,
         signal=container.signal if known else None,
         reason=Reason.EXECUTOR_UNAVAILABLE,
-        error=f"{how} when its engine went away{rest}",
+        error=ended if known else _LOST,
         started_at=container.started_at,
         ended_at=container.ended_at,
     )
+
+
+def _inside(container_id: str) -> list[int]:
+    """The living processes of this machine that are in a container, by their control groups."""
+    return [
+        process.pid
+        for process in processes()
+        if not process.is_zombie and container_id in _control_groups(process.pid)
+    ]
+
+
+def _control_groups(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cgroup").read_text()
+    except OSError:
+        return ""
 
 
 def _booted_at() -> datetime | None:

@@ -257,6 +257,7 @@ class Run:
                 self._patiently(partial(self.executor.discard, found))
             elif self._patiently(lambda: self.executor.bar(self.spec)):
                 return None
+            self._lost.wait(FIRST_WAIT)
 
     def _proven_absent(self) -> Outcome:
         return Outcome(None, reason=Reason.WORKER_LOST, error=Reason.WORKER_LOST.meaning)

@@ -238,19 +238,70 @@ class TestDockerExecutor(ExecutorContract):
 
         assert (outcome.exit_code, outcome.reason) == (None, Reason.EXECUTOR_UNAVAILABLE)
 
-    def test_what_could_not_be_started_is_gone_when_it_is_discarded(
+    def test_who_adopts_one_whose_start_failed_is_told_why_and_leaves_the_evidence(
         self, make_spec: MakeSpec
     ) -> None:
-        """Who adopts it looks for it again until it is gone, or has started."""
         spec = replace(make_spec(""), command=("/nowhere",))
-        with _executor(init=False) as executor:
-            created = create(executor, spec)
+        with _executor(init=False) as first, _executor() as adopter:
+            created = create(first, spec)
             with pytest.raises(LaunchFailed):
-                executor.start(created)
+                first.start(created)
 
-            assert executor.discard(created) is True
+            found = adopter.find(spec.name, spec.instance)
+            with pytest.raises(LaunchFailed) as failure:
+                adopter.discard(found)
 
+            assert failure.value.reason == Reason.COMMAND_NOT_FOUND
+            assert adopter.find(spec.name, spec.instance) == found
+
+    def test_a_start_that_nobody_answered_is_not_sent_again(
+        self,
+        over_line: DockerExecutor,
+        line: docker_engine.FaultyLine,
+        executor: DockerExecutor,
+        make_spec: MakeSpec,
+    ) -> None:
+        """The engine may have done it, and forgotten it, or may do it yet."""
+        spec = make_spec("true")
+        created = create(over_line, spec)
+        line.hang("/start")
+        with pytest.raises(EngineUnavailable):
+            over_line.start(created)
+
+        for _ in range(2):  # also when the answer to the removal was lost
+            with pytest.raises(LaunchFailed) as lost:
+                over_line.start(created)
+            assert lost.value.reason == Reason.EXECUTOR_UNAVAILABLE
             assert executor.find(spec.name, spec.instance) is None
+
+    def test_what_an_engine_runs_without_knowing_of_it_is_ended(
+        self, executor: DockerExecutor, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Docker 20.10 forgets what it starts while it is killed; it then takes a removal, too."""
+        running = launch(executor, make_spec("sleep 300"))
+        with monkeypatch.context() as patch:
+            patch.setattr(executor, "_ours", lambda _: None)
+            patch.setattr(executor, "_remove_unstarted", lambda _: True)
+            assert executor.discard(running) is True
+        assert executor.collect(running).exit_code == 137
+
+    def test_an_adopter_whose_first_look_was_lost_did_not_see_the_end(
+        self,
+        executor: DockerExecutor,
+        over_line: DockerExecutor,
+        line: docker_engine.FaultyLine,
+        make_spec: MakeSpec,
+    ) -> None:
+        spec = make_spec("exit 255")
+        line.lose_reply("/json")
+        with pytest.raises(EngineUnavailable):
+            over_line.find(spec.name, spec.instance)
+        launched = launch(executor, spec)
+        assert executor.collect(launched).exit_code == 255
+
+        found = over_line.find(spec.name, spec.instance)
+
+        assert over_line.collect(found).reason == Reason.EXECUTOR_UNAVAILABLE
 
     @pytest.mark.parametrize("working_dir", ["/bin/sh/x", "/" + "a" * 300])
     def test_a_working_directory_that_cannot_be_is_the_jobs_fault(
@@ -780,7 +831,7 @@ class TestDockerExecutor(ExecutorContract):
         assert run.execution.adopted
         assert run.stdout == b"once"
 
-    @pytest.mark.parametrize("fault", ["lose_reply", "hang", "fail"])
+    @pytest.mark.parametrize("fault", ["lose_reply", "fail"])
     def test_a_start_without_an_answer_can_be_repeated(
         self,
         over_line: DockerExecutor,

@@ -129,6 +129,7 @@ class MutationRun:
             return pid
         code = NOT_TRIED
         try:
+            work_on_a_copy_of_the_database()
             put_in_place(mutant)
             code = KILLED
             code = SURVIVED if self._survives(items) else KILLED
@@ -138,17 +139,12 @@ class MutationRun:
             os._exit(code)
 
     def _fork(self, expected: float) -> int:
-        """As os.fork; the child is silent, and ends when it takes far longer than expected.
-
-        It works on a copy of the test database.
-        """
+        """As os.fork; the child is silent, and ends when it takes far longer than expected."""
         sys.stdout.flush()
         connections.close_all()
         if not (pid := os.fork()):
             signal.alarm(max(LONGEST_SECONDS, round(TIMES_AS_LONG * expected)))
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
-            database = connections.settings["default"]
-            database["NAME"] = shutil.copy(database["NAME"], _copy_of_database(os.getpid()))
         return pid
 
     def _survives(self, items: Items) -> bool:
@@ -187,6 +183,11 @@ class MutationRun:
         for control in self._died:
             print(f"THIS PROVES NOTHING: tests fail although nothing was changed in {control}")
         return 2 if self._died else int(worst < self._given.at_least)
+
+
+def work_on_a_copy_of_the_database() -> None:
+    database = connections.settings["default"]
+    database["NAME"] = shutil.copy(database["NAME"], _copy_of_database(os.getpid()))
 
 
 def _copy_of_database(pid: int) -> str:

@@ -442,6 +442,22 @@ def test_what_an_earlier_worker_created_and_did_not_start_is_never_started(new_r
     assert (world.times("start"), world.executions, world.barred) == (0, {}, {made.lease.name})
 
 
+def test_what_an_earlier_worker_could_not_start_ends_by_its_own_reason(
+    new_run, ended, world, monkeypatch
+):
+    """It is still there as evidence, until the end is committed."""
+    made = new_run(adopted=True, epoch=2)
+    world.executions[made.lease.name] = Execution(made.lease.name, "id")
+
+    def discard(_self, _execution):
+        raise LaunchFailed(Reason.COMMAND_NOT_FOUND, "no such file")
+
+    monkeypatch.setattr(FakeExecutor, "discard", discard)
+    end = ended(made)
+    assert (end.status, end.reason, end.retry_infra) == ("failed", "command_not_found", False)
+    assert made.lease.name in world.executions
+
+
 @pytest.mark.parametrize("row", [{"environment": []}, {"environment": {"A": 1}}, {"command": 5}])
 def test_a_row_that_no_executor_can_read_is_a_failed_launch(new_run, ended, world, row):
     end = ended(new_run(**row))
