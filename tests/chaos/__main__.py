@@ -6,7 +6,6 @@ import argparse
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import django
 
 from tests import chaos as package
+from tests.chaos import leaving
 from tests.chaos.database import DATABASES
 from tests.chaos.faults import NoSuchFault
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f" --seed {given.seed}"
     )
     print(f"chaos: {again}", flush=True)
-    signal.signal(signal.SIGTERM, _leave_in_order)
+    leaving.when_asked()
     directory = Path(tempfile.mkdtemp(prefix="cm-chaos-"))
     try:
         results = _results(given, directory)
@@ -58,12 +58,6 @@ def _results(given: argparse.Namespace, directory: Path) -> dict[str, Any]:
         from tests.chaos.run import run
 
         return run(given, database, directory)
-
-
-def _leave_in_order(number: int, _frame: object) -> None:
-    """Whatever was started is ended, once; who cannot wait for it has SIGKILL."""
-    signal.signal(number, lambda *_: None)
-    sys.exit(128 + number)
 
 
 def _verdict(found: dict[str, list[str]], directory: Path, again: str, *, keep: bool) -> int:

@@ -17,7 +17,7 @@ from django.core.management import call_command
 from django.db import connection
 
 from container_manager.models import ContainerJob, JobAttempt
-from tests.chaos import jobs, oracle
+from tests.chaos import jobs, leaving, oracle
 from tests.chaos.containers import Events
 from tests.chaos.crew import Crew
 from tests.chaos.database import Database
@@ -134,6 +134,7 @@ def _sampled(ask: Callable[[], int], first: int, seconds: float = 1.0) -> Callab
 def _wait(condition: Callable[[], Any], patience: float) -> bool:
     ends_at = time.monotonic() + patience
     while not (met := patiently(condition)) and time.monotonic() < ends_at:
+        leaving.if_asked()
         time.sleep(0.2)
     return bool(met)
 

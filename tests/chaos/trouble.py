@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from tests.chaos import leaving
 from tests.chaos.crew import Blow, Crew, Hand
 from tests.chaos.faults import Server
 
@@ -68,6 +69,7 @@ class Trouble:
         """
         next_fault = time.monotonic() + self._every
         while not enough() or (self.first and not over()):
+            leaving.if_asked()
             self._do_what_is_due()
             self._force()
             if time.monotonic() >= next_fault:
