@@ -16,6 +16,12 @@ UNCLEAN = re.compile(
     r".* -?id[= ]([0-9a-f]{64})",
     re.MULTILINE,
 )
+SHUTDOWN = re.compile(
+    r"^time=\"([^\"]+)\" level=info msg=\"Processing signal 'terminated'\"$"
+    r"(?:(?!msg=\"Starting up\").)*?"
+    r"^time=\"([^\"]+)\" level=info msg=\"Daemon shutdown complete\"$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 class DaemonLog:
@@ -28,4 +34,10 @@ class DaemonLog:
         self.heard: dict[str, float] = {}
         """When it first dealt with the end of each container, by the wall clock."""
         for moment, container in HEARD.findall(text):
-            self.heard.setdefault(container, datetime.fromisoformat(moment).timestamp())
+            self.heard.setdefault(container, _seconds(moment))
+        self.shutdowns = [tuple(map(_seconds, each)) for each in SHUTDOWN.findall(text)]
+        """From the signal until all was done: some milliseconds where containers are left alone."""
+
+
+def _seconds(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()

@@ -47,6 +47,12 @@ class Engine(Server, Protocol):
     def lost_track_of(self, container: str) -> bool:
         """It says itself that it could not clean up: then it makes up the exit code."""
 
+    def took_along(self, ended: float) -> bool:
+        """It was just shutting down, and at it for longer than it takes to leave all running.
+
+        One that is stopped while nothing runs ends what it has just started, live-restore or not.
+        """
+
     def running(self) -> list[str]:
         """What runs in containers still, whether or not the engine knows of it."""
 
@@ -111,14 +117,23 @@ class OwnEngine:
         return any(each.began <= end and begin <= each.ended for each in self._absences)
 
     def missed(self, container: str, ended: float) -> float | None:
-        """Of the first time that it was gone after that end, its own log tells whether it knew."""
+        """Of an end just before it went, its own log tells whether it had dealt with it.
+
+        An end that it dates to its absence it did not know, whatever it had heard: what it could
+        not write down any more it dates to its return.
+        """
         gone = [each for each in self._absences if not each.is_pause and ended <= each.ended]
-        if not gone or self._log.heard.get(container, math.inf) + WRITTEN < gone[0].began:
+        if not gone:
             return None
-        return gone[0].began
+        since = gone[0].began
+        was_known = self._log.heard.get(container, math.inf) + WRITTEN < since
+        return None if ended < since and was_known else since
 
     def lost_track_of(self, container: str) -> bool:
         return container in self._log.unclean
+
+    def took_along(self, ended: float) -> bool:
+        return any(begin <= ended <= end for begin, end in self._log.shutdowns)
 
     @cached_property
     def _log(self) -> DaemonLog:
@@ -145,6 +160,9 @@ class QuietEngine:
         return None
 
     def lost_track_of(self, container: str) -> bool:
+        return False
+
+    def took_along(self, ended: float) -> bool:
         return False
 
     def running(self) -> list[str]:

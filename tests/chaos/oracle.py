@@ -41,6 +41,7 @@ UNFOLLOWED = "the last of its output may be missing"
 LOST = "It was lost when its engine went away; how it ended is not known."
 REMOVED = "removed by somebody else"
 MADE_UP = 255
+TAKEN_ALONG = (137, 143)
 STOPPED = (Reason.TIMEOUT, Reason.WORKER_STOPPED)
 SLACK = 2.0
 """Seconds between what happened and when who tells of it read the clock."""
@@ -181,16 +182,20 @@ def every_job_ended_as_it_must(run: Run) -> Iterator[str]:
 
 
 def _is_made_up(run: Run, job: ContainerJob) -> bool:
-    """It failed by the exit code that an engine makes up: docs/roadmap.md, known limits."""
-    end = (job.status, job.reason, job.exit_code)
+    """It failed by an exit code of its engine's: docs/roadmap.md, known limits."""
     attempts = run.attempts.get(job.pk, [])
-    is_it = end == (JobStatus.FAILED, Reason.EXIT_CODE, MADE_UP)
+    reasons = (Reason.EXIT_CODE, Reason.SIGNAL)
+    is_it = job.status == JobStatus.FAILED and job.reason in reasons
     return is_it and bool(attempts) and _has_made_up_code(run, attempts[-1])
 
 
 def _has_made_up_code(run: Run, attempt: JobAttempt) -> bool:
     """Its engine went before it knew the end, and its worker as well; or it says so itself."""
-    if attempt.exit_code != MADE_UP or attempt.executor != "docker":
+    if attempt.executor != "docker" or attempt.ended_at is None:
+        return False
+    if attempt.exit_code in TAKEN_ALONG:
+        return run.engine.took_along(attempt.ended_at.timestamp())
+    if attempt.exit_code != MADE_UP:
         return False
     return run.engine.lost_track_of(attempt.execution_id) or _changed_hands(run, attempt)
 
@@ -219,7 +224,7 @@ def every_exit_code_is_one_of_the_jobs_own(run: Run) -> Iterator[str]:
     """Of each attempt, not only of the last."""
     for plan, attempt, marker in run.each_attempt():
         is_stopped = plan.stop is not None or attempt.reason in STOPPED
-        ended_by_us = attempt.exit_code in (137, 143) and is_stopped
+        ended_by_us = attempt.exit_code in TAKEN_ALONG and is_stopped
         if attempt.exit_code is None or attempt.exit_code in plan.codes or ended_by_us:
             continue
         if not _has_made_up_code(run, attempt):
