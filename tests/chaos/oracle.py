@@ -36,6 +36,9 @@ TAKEN_OVER = re.compile(
     r"^(\S+ \S+) WARNING Job (\S+): adopted, worker (\S+) (is gone|let it go) attempt=(\d+)$",
     re.MULTILINE,
 )
+TOO_SLOW = re.compile(
+    r" INFO Job (\S+): engine unreachable: .*: timed out attempt=(\d+)$", re.MULTILINE
+)
 UNANSWERED = re.compile(r" did not answer POST /containers/([0-9a-f]{64})/start: timed out")
 UNFOLLOWED = "the last of its output may be missing"
 LOST = "It was lost when its engine went away; how it ended is not known."
@@ -118,6 +121,15 @@ class Run:
     def unanswered(self) -> set[str]:
         """Containers whose start took the engine too long, as the workers' logs tell."""
         return {each for _, log in self.crew.logs() for each in UNANSWERED.findall(_text(log))}
+
+    @cached_property
+    def too_slow(self) -> set[str]:
+        """Attempts of which the engine did not speak in time, as the workers' logs tell."""
+        return {
+            f"{job}.{attempt}"
+            for _, log in self.crew.logs()
+            for job, attempt in TOO_SLOW.findall(_text(log))
+        }
 
     @cached_property
     def told_at(self) -> dict[tuple[UUID, int | None], float]:
@@ -234,9 +246,10 @@ def every_exit_code_is_one_of_the_jobs_own(run: Run) -> Iterator[str]:
 
 @rule
 def an_engine_is_blamed_only_where_it_was_away(run: Run) -> Iterator[str]:
-    """Lost output and lost ends are its doing: it was away, or paused, in that attempt's life."""
+    """Lost output and lost ends: it was away, paused or too slow in that attempt's life."""
     for _, attempt, marker in run.each_attempt():
-        if UNFOLLOWED in attempt.error and not run.without_engine(attempt):
+        excused = run.without_engine(attempt) or marker in run.too_slow
+        if UNFOLLOWED in attempt.error and not excused:
             yield f"attempt {marker}, {attempt.executor}: {attempt.error}"
         if LOST in attempt.error and not _was_lost_with_its_engine(run, attempt):
             yield f"attempt {marker}, {attempt.executor}, {attempt.reason}: {attempt.error}"
