@@ -29,7 +29,7 @@ SQL = re.compile(
 
 
 DECORATORS = ("moves", "verb")
-"""They have done their work when their module has been read: another code of theirs changes none."""
+"""Their work is done when a module has been read: other code of theirs changes nothing then."""
 
 
 @dataclass(frozen=True)
