@@ -10,13 +10,18 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import django
 
 from tests import chaos as package
+from tests.chaos import leaving
 from tests.chaos.database import DATABASES
+from tests.chaos.faults import NoSuchFault
 
 ROOT = Path(__file__).resolve().parents[2]
+NOT_RUN = 2
+"""The exit code of a run that would not have been what was asked for."""
 MOST_SHOWN = 20
 """Violations of one rule that are printed; the JSON has them all."""
 
@@ -31,16 +36,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f" --seed {given.seed}"
     )
     print(f"chaos: {again}", flush=True)
+    leaving.when_asked()
     directory = Path(tempfile.mkdtemp(prefix="cm-chaos-"))
-    with DATABASES[given.on](directory) as database:
-        os.environ |= _environment(database.url)
-        django.setup()
-        from tests.chaos.run import run, table, write
+    try:
+        results = _results(given, directory)
+    except NoSuchFault as impossible:
+        shutil.rmtree(directory)
+        print(f"chaos: NOT RUN: {impossible}", flush=True)
+        return NOT_RUN
+    from tests.chaos.run import table, write
 
-        results = run(given, database, directory)
     write(results, given.json or ROOT / f"var/chaos/{given.on}-{given.seed}.json")
     print(table(results))
     return _verdict(results["violations"], directory, again, keep=given.keep)
+
+
+def _results(given: argparse.Namespace, directory: Path) -> dict[str, Any]:
+    with DATABASES[given.on](directory) as database:
+        os.environ |= _environment(database.url)
+        django.setup()
+        from tests.chaos.run import run
+
+        return run(given, database, directory)
 
 
 def _verdict(found: dict[str, list[str]], directory: Path, again: str, *, keep: bool) -> int:
@@ -94,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FAULT",
-        help="of the database or the engine, as the table names it: comes in any case",
+        help="of the database or the engine, as the table names it: comes in any case;"
+        " if it cannot, nothing is run and the exit code is 2",
     )
     parser.add_argument("--json", type=Path, help="default: var/chaos/<on>-<seed>.json")
     parser.add_argument("--keep", action="store_true", help="keep the directory of the run")

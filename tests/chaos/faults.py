@@ -10,6 +10,10 @@ Fault = tuple[float, Callable[[random.Random], object]]
 """How often, beside the others, and what."""
 
 
+class NoSuchFault(Exception):
+    """A fault that must come cannot: it would look as if it had been survived."""
+
+
 class Server(Protocol):
     """Its faults by name; one at a time happens to it."""
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from uuid import UUID
 
 from container_manager.lifecycle import Stopped
-from container_manager.models import ContainerJob, JobAttempt, JobLog
+from container_manager.models import ContainerJob, JobAttempt, JobLog, StateHistory
 from container_manager.models.attempt import attempt_name
 from container_manager.states import SETTLED, JobStatus, Phase, Reason, StopKind, Stream
 from tests.chaos.containers import Events, Seen
@@ -32,13 +32,31 @@ from tests.chaos.jobs import Plan
 from tests.chaos.people import Answer
 from tests.support.workers import ROOT, Workers
 
-TAKEN_OVER = re.compile(r"^(\S+ \S+) WARNING Job (\S+): adopted, worker ", re.MULTILINE)
-ADOPTED = re.compile(r"^(\S+ \S+) WARNING Job (\S+): adopted, worker (\S+) is gone$", re.MULTILINE)
-UNFOLLOWED = "the last of its output may be missing."
+TAKEN_OVER = re.compile(
+    r"^(\S+ \S+) WARNING Job (\S+): adopted, worker (\S+) (is gone|let it go) attempt=(\d+)$",
+    re.MULTILINE,
+)
+UNANSWERED = re.compile(r" did not answer POST /containers/([0-9a-f]{64})/start: timed out")
+UNFOLLOWED = "the last of its output may be missing"
 LOST = "It was lost when its engine went away; how it ended is not known."
-ENGINES_CODES = (137, 143, 255)
+REMOVED = "removed by somebody else"
+MADE_UP = 255
+STOPPED = (Reason.TIMEOUT, Reason.WORKER_STOPPED)
+SLACK = 2.0
+"""Seconds between what happened and when who tells of it read the clock."""
 LEFTOVER_SECONDS = 60.0
 ASKED_AS = {StopKind.KILL: JobStatus.KILLED, StopKind.CANCEL: JobStatus.CANCELLED}
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """An attempt that came to another worker."""
+
+    adopter: str
+    former: str
+    from_the_dead: bool
+    marker: str
+    at: float
 
 
 @dataclass
@@ -87,13 +105,32 @@ class Run:
         return of_docker | set(os.listdir(self.notes / "starts"))
 
     @cached_property
-    def takeovers(self) -> dict[str, list[float]]:
-        """When each job came to another worker, for whatever reason, as the workers' logs tell."""
-        found: dict[str, list[float]] = defaultdict(list)
-        for _, log in self.crew.logs():
-            for moment, job in TAKEN_OVER.findall(log.read_text(errors="replace")):
-                found[job].append(_wall_clock(moment))
-        return found
+    def takeovers(self) -> list[Takeover]:
+        """Attempts that came to another worker, for whatever reason, as the workers' logs tell."""
+        return [
+            Takeover(adopter, former, fate == "is gone", f"{job}.{attempt}", _wall_clock(moment))
+            for adopter, log in self.crew.logs()
+            for moment, job, former, fate, attempt in TAKEN_OVER.findall(_text(log))
+        ]
+
+    @cached_property
+    def unanswered(self) -> set[str]:
+        """Containers whose start took the engine too long, as the workers' logs tell."""
+        return {each for _, log in self.crew.logs() for each in UNANSWERED.findall(_text(log))}
+
+    @cached_property
+    def told_at(self) -> dict[tuple[UUID, int | None], float]:
+        """When the end of each attempt was written down."""
+        ends = StateHistory.objects.filter(entity_type="job", old_state=JobStatus.RUNNING)
+        rows = ends.order_by().values_list("entity_id", "attempt", "changed_at")
+        return {(job, attempt): at.timestamp() for job, attempt, at in rows}
+
+    def without_engine(self, attempt: JobAttempt) -> bool:
+        """Was its engine away or paused in its life: from its claim until its end was written?"""
+        end = self.told_at.get((attempt.job_id, attempt.attempt), time.time())
+        begin = attempt.created_at.timestamp()
+        is_container = attempt.executor == "docker"
+        return is_container and self.engine.was_away(begin - SLACK, end + SLACK)
 
     def lines(self, file: str) -> list[str]:
         return (self.notes / file).read_text().splitlines()
@@ -138,38 +175,73 @@ def every_job_ended_as_it_must(run: Run) -> Iterator[str]:
             continue
         wanted = (plan.status, plan.reason, None if plan.reason == "timeout" else plan.codes[-1])
         code = None if plan.reason == "timeout" else job.exit_code
-        if (job.status, job.reason, code) != wanted and not _was_left_by_its_engine(run, job):
+        if (job.status, job.reason, code) != wanted and not _is_made_up(run, job):
             got = (job.status, job.reason, job.exit_code)
             yield f"job {pk} ({plan.kind}) ended as {got}, not as {wanted}: {job.error}"
 
 
-def _was_left_by_its_engine(run: Run, job: ContainerJob) -> bool:
-    """Its worker and its engine went together, and it is told by the exit code that was kept.
-
-    What the engine ends itself, or makes up for what it lost: docs/roadmap.md, known limits.
-    """
+def _is_made_up(run: Run, job: ContainerJob) -> bool:
+    """It failed by the exit code that an engine makes up: docs/roadmap.md, known limits."""
+    end = (job.status, job.reason, job.exit_code)
     attempts = run.attempts.get(job.pk, [])
-    return bool(attempts) and _is_by_the_engine(run, attempts[-1])
+    is_it = end == (JobStatus.FAILED, Reason.EXIT_CODE, MADE_UP)
+    return is_it and bool(attempts) and _has_made_up_code(run, attempts[-1])
 
 
-def _is_by_the_engine(run: Run, attempt: JobAttempt) -> bool:
-    return attempt.exit_code in ENGINES_CODES and _changed_hands(run, attempt)
+def _has_made_up_code(run: Run, attempt: JobAttempt) -> bool:
+    """Its engine went before it knew the end, and its worker as well; or it says so itself."""
+    if attempt.exit_code != MADE_UP or attempt.executor != "docker":
+        return False
+    return run.engine.lost_track_of(attempt.execution_id) or _changed_hands(run, attempt)
 
 
-def _ended_in_an_outage(run: Run, attempt: JobAttempt) -> bool:
-    return _outage(run, attempt) is not None
-
-
-def _outage(run: Run, attempt: JobAttempt) -> float | None:
-    """Since when a container's engine was away when it ended."""
-    is_container = attempt.executor == "docker" and attempt.ended_at is not None
-    return run.engine.outage(attempt.ended_at) if is_container else None
+def _missed(run: Run, attempt: JobAttempt) -> float | None:
+    """Since when a container's engine was gone, if that was before it knew of its end."""
+    if attempt.executor != "docker" or attempt.ended_at is None:
+        return None
+    return run.engine.missed(attempt.execution_id, attempt.ended_at.timestamp())
 
 
 def _changed_hands(run: Run, attempt: JobAttempt) -> bool:
-    """Whoever told its end took it over in that outage or later: he never saw it alive."""
-    since = _outage(run, attempt)
-    return since is not None and any(at >= since for at in run.takeovers[str(attempt.job_id)])
+    """Whoever told its end took it over when its engine was gone, or later: he never saw it alive.
+
+    Another attempt of the same job says nothing of this one.
+    """
+    since = _missed(run, attempt)
+    marker = f"{attempt.job_id}.{attempt.attempt}"
+    return since is not None and any(
+        each.marker == marker and each.at >= since for each in run.takeovers
+    )
+
+
+@rule
+def every_exit_code_is_one_of_the_jobs_own(run: Run) -> Iterator[str]:
+    """Of each attempt, not only of the last."""
+    for plan, attempt, marker in run.each_attempt():
+        is_stopped = plan.stop is not None or attempt.reason in STOPPED
+        ended_by_us = attempt.exit_code in (137, 143) and is_stopped
+        if attempt.exit_code is None or attempt.exit_code in plan.codes or ended_by_us:
+            continue
+        if not _has_made_up_code(run, attempt):
+            told = f"{attempt.executor}, {attempt.exit_code}, {attempt.reason}: {attempt.error}"
+            yield f"attempt {marker} ({plan.kind}) ended as {told}"
+
+
+@rule
+def an_engine_is_blamed_only_where_it_was_away(run: Run) -> Iterator[str]:
+    """Lost output and lost ends are its doing: it was away, or paused, in that attempt's life."""
+    for _, attempt, marker in run.each_attempt():
+        if UNFOLLOWED in attempt.error and not run.without_engine(attempt):
+            yield f"attempt {marker}, {attempt.executor}: {attempt.error}"
+        if LOST in attempt.error and not _was_lost_with_its_engine(run, attempt):
+            yield f"attempt {marker}, {attempt.executor}, {attempt.reason}: {attempt.error}"
+
+
+def _was_lost_with_its_engine(run: Run, attempt: JobAttempt) -> bool:
+    """It may have run or not: it was away, or too slow to say whether it had started it."""
+    told = LOST in attempt.error and attempt.reason == Reason.EXECUTOR_UNAVAILABLE
+    excused = run.without_engine(attempt) or attempt.execution_id in run.unanswered
+    return told and attempt.exit_code is None and excused
 
 
 @rule
@@ -221,16 +293,20 @@ def requests_are_answered_truthfully(run: Run) -> Iterator[str]:
 def _ended_before_its_stop(run: Run, job: ContainerJob) -> bool:
     plan = run.plans[job.pk]
     by_itself = job.status == plan.status and job.exit_code == plan.codes[-1]
-    return by_itself or _was_left_by_its_engine(run, job) or _was_not_started(run, job)
+    return by_itself or _is_made_up(run, job) or _was_not_started(run, job)
 
 
 def _was_not_started(run: Run, job: ContainerJob) -> bool:
-    """An engine that is killed while it starts a container cannot start that one any more.
+    """An engine that goes while it starts a container cannot start that one any more.
 
     Who asks for a stop then wants no other attempt.
     """
-    by_the_engine = job.executor == "docker" and bool(run.engine.faults)
-    return by_the_engine and job.reason == Reason.LAUNCH_ERROR and job.exit_code is None
+    attempts = run.attempts.get(job.pk, [])
+    if not attempts or job.exit_code is not None:
+        return False
+    refused = job.reason == Reason.LAUNCH_ERROR and REMOVED not in job.error
+    by_its_engine = refused and run.without_engine(attempts[-1])
+    return by_its_engine or _was_lost_with_its_engine(run, attempts[-1])
 
 
 # What really ran ----------------------------------------------------------------------------------
@@ -277,39 +353,32 @@ def records_tell_of_every_run(run: Run) -> Iterator[str]:
         began = marker in run.ran
         in_time = attempt.signal is None  # a signal may come before its first line
         if _was_lost_with_its_engine(run, attempt):
-            continue
+            continue  # it may have run or not
         if attempt.phase == Phase.DONE and has_evidence != began and (began or in_time):
             told = f"{attempt.reason}, exit code {attempt.exit_code}, signal {attempt.signal}"
             yield f"attempt {marker} ({plan.kind}) {'ran' if began else 'never ran'}: {told}"
 
 
-def _was_lost_with_its_engine(run: Run, attempt: JobAttempt) -> bool:
-    """Its engine had heard of its end, and not yet written it down when it was killed."""
-    return LOST in attempt.error and _ended_in_an_outage(run, attempt)
-
-
 @rule
 def no_job_of_a_living_worker_was_taken(run: Run) -> Iterator[str]:
-    for adopter, former, job, at in adoptions(run.crew):
-        if former != adopter and not run.crew.excuse(former, at):
-            blows = [(each.what, each.began - at) for each in run.crew.blows[former]]
-            yield f"{adopter} took job {job} from {former}, which lived: {blows}"
+    for each in run.takeovers:
+        is_theft = each.from_the_dead and each.former != each.adopter
+        if is_theft and not run.crew.excuse(each.former, each.at):
+            blows = [(b.what, b.began - each.at) for b in run.crew.blows[each.former]]
+            told = f"{each.adopter} took {each.marker} from {each.former}"
+            yield f"{told}, which lived: {blows}"
+    epochs = [attempt.lease_epoch for _, attempt, _ in run.each_attempt()]
+    if max(epochs, default=1) > 1 and not run.takeovers:
+        yield "the records know of takeovers, and no worker's log does"
 
 
-def adoptions(crew: Crew) -> Iterator[tuple[str, str, str, float]]:
-    """Who adopted from whom which job, and when, as the workers' logs tell."""
-    for adopter, log in crew.logs():
-        for moment, job, former in ADOPTED.findall(log.read_text(errors="replace")):
-            yield adopter, former, job, _wall_clock(moment)
-
-
-def seconds_to_adoption(crew: Crew) -> list[float]:
+def seconds_to_adoption(run: Run) -> list[float]:
     """From the kill of a worker to each adoption of what it held."""
     return sorted(
-        at - blow.began
-        for _, former, _, at in adoptions(crew)
-        for blow in crew.blows[former]
-        if blow.what == "worker killed" and at >= blow.began
+        each.at - blow.began
+        for each in run.takeovers
+        for blow in run.crew.blows[each.former]
+        if each.from_the_dead and blow.what == "worker killed" and each.at >= blow.began
     )
 
 
@@ -344,7 +413,7 @@ def _may_have_lost(run: Run, attempt: JobAttempt) -> bool:
     The engine keeps the exit code only. It is said, unless the worker was gone as well: only who
     saw it alive can know. See docs/roadmap.md, known limits.
     """
-    is_told = UNFOLLOWED in attempt.error and _ended_in_an_outage(run, attempt)
+    is_told = UNFOLLOWED in attempt.error and _missed(run, attempt) is not None
     return is_told or _changed_hands(run, attempt)
 
 
@@ -353,9 +422,14 @@ def unfollowed(run: Run) -> int:
     return sum(UNFOLLOWED in attempt.error for _, attempt, _ in run.each_attempt())
 
 
-def left_by_the_engine(run: Run) -> int:
-    """Attempts that are told by the engine's exit code, because their worker was gone as well."""
-    return sum(_is_by_the_engine(run, attempt) for _, attempt, _ in run.each_attempt())
+def lost(run: Run) -> int:
+    """Attempts of which nothing is known."""
+    return sum(LOST in attempt.error for _, attempt, _ in run.each_attempt())
+
+
+def made_up(run: Run) -> int:
+    """Attempts that are told by an exit code of the engine's own."""
+    return sum(_has_made_up_code(run, attempt) for _, attempt, _ in run.each_attempt())
 
 
 def containers(run: Run) -> int:
@@ -394,6 +468,10 @@ def _belongs(entry: Path, directory: str) -> bool:
         return os.readlink(entry / "fd" / "2").startswith(directory)
     except OSError:
         return False
+
+
+def _text(log: Path) -> str:
+    return log.read_text(errors="replace")
 
 
 def _read(path: Path) -> bytes:

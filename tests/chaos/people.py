@@ -187,3 +187,8 @@ class Stopper(Person):
 def how_many_are_open(jobs: int) -> int:
     """Of so many that will be there in the end."""
     return jobs - ContainerJob.objects.filter(status__in=SETTLED).count()
+
+
+def some_job_runs() -> bool:
+    """Its worker says so."""
+    return ContainerJob.objects.filter(status=JobStatus.RUNNING).exists()

@@ -17,13 +17,14 @@ from django.core.management import call_command
 from django.db import connection
 
 from container_manager.models import ContainerJob, JobAttempt
-from tests.chaos import jobs, oracle
+from tests.chaos import jobs, leaving, oracle
 from tests.chaos.containers import Events
 from tests.chaos.crew import Crew
 from tests.chaos.database import Database
 from tests.chaos.engine import ENGINES, Engine
+from tests.chaos.faults import NoSuchFault
 from tests.chaos.oracle import LEFTOVER_SECONDS, Run
-from tests.chaos.people import Stopper, Submitter, how_many_are_open, patiently
+from tests.chaos.people import Stopper, Submitter, how_many_are_open, patiently, some_job_runs
 from tests.chaos.trouble import Trouble
 from tests.support.workers import Workers, some_workers
 
@@ -35,17 +36,22 @@ STILL_OPEN = 0.03
 
 def run(given: argparse.Namespace, database: Database, directory: Path) -> dict[str, Any]:
     """Everything, and what came of it."""
-    call_command("migrate", verbosity=0)
     # Each constraint that a submission could not check, because the database went away meanwhile.
     logging.getLogger("django.db.models").setLevel(logging.ERROR)
     notes = directory / "notes"
     jobs.lay_out(notes)
-    with ENGINES[given.engine](notes) as engine, some_workers(directory) as workers:
+    with ENGINES[given.engine](notes) as engine:
         print(f"chaos: the Docker engine: {engine.told}", flush=True)
-        for name in given.first:
-            if name not in engine.faults | database.faults:
-                print(f"chaos: there is no {name!r} here", flush=True)
-        return _run(given, database, engine, workers, notes)
+        _refuse_what_cannot_come(given.first, {*engine.faults, *database.faults})
+        call_command("migrate", verbosity=0)
+        with some_workers(directory) as workers:
+            return _run(given, database, engine, workers, notes)
+
+
+def _refuse_what_cannot_come(first: list[str], faults: set[str]) -> None:
+    if unknown := [name for name in first if name not in faults]:
+        there = ", ".join(sorted(faults))
+        raise NoSuchFault(f"{', '.join(unknown)} cannot come here; what can: {there}")
 
 
 def _run(
@@ -68,13 +74,19 @@ def _run(
     )
     stopper = Stopper(random.Random(f"requests {given.seed}"), submitter)
     chance = random.Random(f"faults {given.seed}")
-    trouble = Trouble(chance, crew, (database, engine), given.fault_every, given.first)
+    servers = (database, engine)
+    trouble = Trouble(chance, crew, servers, given.fault_every, given.first, _hits(engine))
     crew.fill()
     submitter.start()
     stopper.start()
     open_jobs = _sampled(lambda: how_many_are_open(given.jobs), given.jobs)
-    trouble.go_on_until(lambda: open_jobs() <= STILL_OPEN * given.jobs)
-    trouble.end()
+    try:
+        trouble.go_on_until(
+            lambda: open_jobs() <= STILL_OPEN * given.jobs, lambda: open_jobs() == 0
+        )
+        trouble.end()
+    finally:
+        trouble.wait()  # an engine that is cleaned up must not be started meanwhile
     submitter.wait()
     stopper.end()
     quiet_at = time.monotonic()
@@ -83,6 +95,7 @@ def _run(
     result = Run(
         notes, workers, engine, crew, events, submitter.jobs, submitter.due, stopper.answers
     )
+    result.remarks += [f"{name} did not come: it would have hit nobody" for name in trouble.first]
     cleaned_in = _nothing_left(result)
     crew.send_home()
     events.end()
@@ -94,6 +107,15 @@ def _run(
         "until clean": cleaned_in,
     }
     return _results(given, result, share, seconds)
+
+
+def _hits(engine: Engine) -> Callable[[str], bool]:
+    """Would this fault be noticed: does anything run that needs the server?"""
+
+    def hits(name: str) -> bool:
+        return bool(engine.running()) if name in engine.faults else patiently(some_job_runs)
+
+    return hits
 
 
 def _sampled(ask: Callable[[], int], first: int, seconds: float = 1.0) -> Callable[[], int]:
@@ -112,6 +134,7 @@ def _sampled(ask: Callable[[], int], first: int, seconds: float = 1.0) -> Callab
 def _wait(condition: Callable[[], Any], patience: float) -> bool:
     ends_at = time.monotonic() + patience
     while not (met := patiently(condition)) and time.monotonic() < ends_at:
+        leaving.if_asked()
         time.sleep(0.2)
     return bool(met)
 
@@ -135,7 +158,7 @@ def _results(
 ) -> dict[str, Any]:
     statuses = Counter(ContainerJob.objects.order_by().values_list("status", flat=True))
     adoptions = sum(epoch - 1 for epoch in JobAttempt.objects.values_list("lease_epoch", flat=True))
-    waits = oracle.seconds_to_adoption(run.crew)
+    waits = oracle.seconds_to_adoption(run)
     lost = JobAttempt.objects.filter(reason="worker_lost").count()
     return {
         "seed": given.seed,
@@ -157,7 +180,8 @@ def _results(
         "attempts_lost_before_their_start": lost,
         "containers": oracle.containers(run),
         "output_may_be_missing": oracle.unfollowed(run),
-        "ended_as_the_engine_says": oracle.left_by_the_engine(run),
+        "exit_codes_made_up": oracle.made_up(run),
+        "lost_with_the_engine": oracle.lost(run),
         "worker_processes": len(run.workers.started),
         "faults": dict(sorted(run.crew.done.items())),
         "requests": dict(
@@ -176,7 +200,8 @@ def table(results: dict[str, Any]) -> str:
         ("attempts", f"{results['attempts']:,}, {results['containers']:,} containers"),
         ("engine", results["engine"]),
         ("output may be missing", f"{results['output_may_be_missing']:,}"),
-        ("ended as the engine says", f"{results['ended_as_the_engine_says']:,}"),
+        ("exit codes made up", f"{results['exit_codes_made_up']:,}"),
+        ("lost with the engine", f"{results['lost_with_the_engine']:,}"),
         ("adoptions", f"{results['adoptions']:,}"),
         ("adopted after a kill, s", _told(results["seconds_to_adoption"])),
         ("lost before their start", f"{results['attempts_lost_before_their_start']:,}"),

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from tests.chaos import leaving
 from tests.chaos.crew import Blow, Crew, Hand
 from tests.chaos.faults import Server
 
@@ -28,8 +29,12 @@ class Trouble:
         servers: Sequence[Server],
         every: float,
         first: Iterable[str] = (),
+        hits: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        """`first`: faults of these servers that come before it is done, whatever the seed says."""
+        """`first`: faults of these servers that come before it is done, whatever the seed says.
+
+        They wait until it `hits` somebody.
+        """
         self._chance = chance
         self._crew = crew
         self._every = every
@@ -49,17 +54,24 @@ class Trouble:
                 for name, (weight, act) in server.faults.items()
             },
         }
-        self._first = [name for name in first if any(name in each.faults for each in servers)]
+        self.first = list(first)
+        """Those that did not come yet."""
+        self._hits = hits
 
     @property
     def faults(self) -> int:
         return sum(self._crew.done.values())
 
-    def go_on_until(self, enough: Callable[[], bool]) -> None:
-        """Faults, and what follows from them, until it is `enough`."""
+    def go_on_until(self, enough: Callable[[], bool], over: Callable[[], bool]) -> None:
+        """Faults, and what follows from them, until it is `enough`.
+
+        Those that must come are waited for until all is `over`.
+        """
         next_fault = time.monotonic() + self._every
-        while self._first or not enough():
+        while not enough() or (self.first and not over()):
+            leaving.if_asked()
             self._do_what_is_due()
+            self._force()
             if time.monotonic() >= next_fault:
                 self._inject()
                 next_fault = time.monotonic() + self._chance.expovariate(1 / self._every)
@@ -70,23 +82,28 @@ class Trouble:
         """Whoever was paused goes on, whoever is missing is replaced."""
         while self._later:
             heapq.heappop(self._later)[2]()
-        for busy in self._busy.values():
-            busy.join()
+        self.wait()
         self._crew.fill()
 
-    def _inject(self) -> None:
-        if self._first and self._happens(self._first[0]):
-            del self._first[0]
-            return
-        weights = [weight for weight, _ in self._kinds.values()]
-        (kind,) = self._chance.choices(list(self._kinds), weights)
-        self._kinds[kind][1]()
+    def wait(self) -> None:
+        """Until no server has trouble any more."""
+        for busy in self._busy.values():
+            busy.join()
+
+    def _force(self) -> None:
+        if self.first and self._hits(self.first[0]) and self._happens(self.first[0]):
+            del self.first[0]
 
     def _happens(self, name: str) -> bool:
         """Unless its server is busy with another one."""
         before = self._crew.done[name]
         self._kinds[name][1]()
         return self._crew.done[name] > before
+
+    def _inject(self) -> None:
+        weights = [weight for weight, _ in self._kinds.values()]
+        (kind,) = self._chance.choices(list(self._kinds), weights)
+        self._kinds[kind][1]()
 
     def _in(self, seconds: float, act: Callable[[], object]) -> None:
         heapq.heappush(self._later, (time.monotonic() + seconds, next(self._numbers), act))

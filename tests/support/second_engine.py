@@ -41,8 +41,8 @@ class SecondEngine:
     not write to.
     """
 
-    def __init__(self, shown: Sequence[str] = ()) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="cm-engine-"))
+    def __init__(self, directory: Path, shown: Sequence[str] = ()) -> None:
+        self.directory = directory
         self.log = self.directory / "log"
         self.socket = self.directory / "socket"
         self.url = f"unix://{self.socket}"
@@ -246,7 +246,13 @@ def _command_line(entry: Path) -> bytes:
 
 @contextmanager
 def a_second_engine(shown: Sequence[str] = ()) -> Iterator[SecondEngine]:
-    engine = SecondEngine(shown)
+    """Where there is none, see `why_not`, nothing of it is left either."""
+    directory = Path(tempfile.mkdtemp(prefix="cm-engine-"))
+    try:
+        engine = SecondEngine(directory, shown)
+    except BaseException:
+        shutil.rmtree(directory)
+        raise
     try:
         yield engine
     finally:
