@@ -114,9 +114,9 @@ workflow-sweep: $(INSTALLED) ## kill schedulers and workers at very many points 
 chaos: JOBS := 10000
 chaos: SEED :=
 chaos: WORKERS := 8
-chaos: $(INSTALLED) ## random faults around many jobs (JOBS=10000 WORKERS=8 SEED= ON=postgres ENGINE=own|shared|none)
+chaos: $(INSTALLED) ## random faults around many jobs (JOBS=10000 WORKERS=8 SEED= ON=postgres ENGINE=shared|own|none)
 	$(PY) -W ignore -m tests.chaos --jobs $(JOBS) --workers $(WORKERS) --on $(or $(ON),postgres) \
-		--engine $(or $(ENGINE),own) $(if $(SEED),--seed $(SEED))
+		--engine $(or $(ENGINE),shared) $(if $(SEED),--seed $(SEED))
 
 events-storm: $(INSTALLED) ## moves while Redis and relays are killed (MOVES=20000 WRITERS=8 SEED= ON=postgres)
 	$(PY) -W ignore -m tests.storm --moves $(or $(MOVES),20000) --processes $(or $(WRITERS),8) \

@@ -180,9 +180,8 @@ def submit(*, queue_now: bool = False, **wanted: Any) -> ContainerJob:
 @verb
 def submit_all(jobs: Sequence[ContainerJob]) -> None:
     """Queue jobs that were checked by whoever made them; all or none."""
-    now = database_now(USING)
     for job in jobs:
-        job.status, job.queued_at = JobStatus.QUEUED, now
+        job.status = JobStatus.QUEUED
     ContainerJob.objects.bulk_create(jobs)
 
 

@@ -29,6 +29,7 @@ from tests.support.spine import (
     a_worker,
     at_once,
     contradictions,
+    finish,
     held_by,
     path_of,
     queued,
@@ -89,6 +90,11 @@ def test_a_job_that_nobody_can_reach_ends_as_unproven_and_says_who_gave_it_up() 
     assert contradictions() == []
 
 
+def test_a_job_that_is_not_there_is_unknown() -> None:
+    nobody = uuid4()
+    assert lifecycle.abandon([nobody]) == {nobody: Stopped.UNKNOWN}
+
+
 def test_it_is_not_retried_by_itself_but_a_person_may() -> None:
     _, lease = a_lost_job(max_retries=5)
     lifecycle.abandon([lease.job_id])
@@ -117,6 +123,18 @@ def test_the_output_that_was_stored_is_accounted_for() -> None:
     attempt = JobAttempt.objects.get()
     assert (attempt.stdout_bytes, attempt.stdout_omitted, attempt.stderr_bytes) == (23, 15, 0)
     assert contradictions() == []
+
+
+def test_the_output_of_an_earlier_attempt_is_not_counted_again() -> None:
+    worker, lease = a_lost_job(max_retries=1, retry_policy={"base_seconds": 0, "jitter": 0})
+    chunk = LogChunk(**lease.key, stream="stdout", offset=0, data=b"12345")
+    lifecycle.keep_chunks(worker, [chunk])
+    finish(worker, lease, 1)
+    assert lifecycle.requeue_due() == 1
+    (again,) = lifecycle.claim(worker, 1)
+    unreachable(again)
+    lifecycle.abandon([lease.job_id])
+    assert JobAttempt.objects.get(attempt=2).stdout_bytes == 0
 
 
 def test_a_request_to_stop_stays_visible() -> None:

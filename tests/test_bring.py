@@ -27,6 +27,14 @@ from tests.support.spine import path_of
 pytestmark = pytest.mark.django_db
 
 
+def test_a_new_state_keeps_the_time_that_nobody_changed():
+    when = timezone.now() + timedelta(hours=1)
+    job = JobFactory(status="pending", scheduled_for=when)
+    lifecycle.revise(job.pk, {"priority": 9}, JobStatus.QUEUED)
+    job.refresh_from_db()
+    assert (job.priority, job.status, job.scheduled_for) == (9, "queued", when)
+
+
 # bring --------------------------------------------------------------------------------------------
 
 

@@ -52,6 +52,14 @@ def soon(job_id):
     assert lifecycle.requeue_due() == 1
 
 
+def test_who_says_of_a_new_job_what_nobody_may_is_told_what_one_may():
+    with pytest.raises(ValidationError) as refused:
+        lifecycle.submit(**WANTED, status="running")
+    (told,) = refused.value.message_dict["status"]
+    assert "command" in told
+    assert "working_dir" in told
+
+
 # submit -------------------------------------------------------------------------------------------
 
 
@@ -395,6 +403,14 @@ def test_a_rule_may_give_the_next_attempt_more_memory_within_what_is_allowed(
     lease = held_by(worker, memory_limit_mb=limit, retry_policy={"rules": rules})
     job = finish(worker, lease, failed(137, Reason.OOM, oom_killed=True))
     assert (job.status, job.memory_limit_mb) == ("retrying", next_limit)
+
+
+def test_more_memory_is_more_than_what_was_applied():
+    worker = a_worker()
+    rules = [{"on_reason": ["oom"], "action": "retry", "memory_factor": 2}]
+    lease = held_by(worker, retry_policy={"rules": rules})
+    lease.applied = {"memory_limit_mb": 64}
+    assert finish(worker, lease, failed(137, Reason.OOM)).memory_limit_mb == 128
 
 
 @pytest.mark.parametrize("policy", ["gone-from-the-settings", {"strategy": "sometimes"}, [1]])

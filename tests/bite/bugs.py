@@ -146,8 +146,8 @@ BUGS = (
     Bug(
         "started again",
         "executors/docker.py",
-        "if container.has_started:",
-        "if container.is_running:",
+        "container is not None and container.has_started:\n            return self._execution",
+        "container is not None and container.is_running:\n            return self._execution",
         "A container that has ended is started a second time.",
         ("tests/executors/test_docker.py",),
         words="start",

@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--engine",
         choices=("own", "shared", "none"),
-        default="own",
+        default="shared",
         help="of the containers: one of its own that fails, or else the machine's, which does not",
     )
     parser.add_argument(

@@ -13,7 +13,6 @@ pytestmark = pytest.mark.processes
 
 SMALL = ("--jobs", "300", "--workers", "4", "--lease", "3")
 HASTY = ("--fault-every", "0.7", "--reap-every", "2")
-ENGINE_FAULTS = ("engine paused", "engine stopped", "engine killed")
 LONGEST_SECONDS = 900
 SECONDS_TO_CLEAN_UP = 120
 
@@ -48,12 +47,11 @@ def end(running: subprocess.Popen[str]) -> None:
 
 @pytest.mark.sqlite
 def test_chaos_on_sqlite_loses_nothing_and_runs_nothing_twice():
-    """Rows 19 and 21 too, where a second engine may be started: each of its faults comes."""
-    first = [word for fault in ENGINE_FAULTS for word in ("--first", fault)]
-    survives("--on", "sqlite", "--docker-share", "0.1", *first)
+    """Engines that fail are `tests/faults/engine`, and `make chaos ENGINE=own`."""
+    survives("--on", "sqlite")
 
 
 @pytest.mark.postgres
 def test_chaos_on_postgresql_loses_nothing_and_runs_nothing_twice():
     """Rows 1, 2, 7, 10, 14, 32, 37: all at once, as the seed has it."""
-    survives("--on", "postgres", "--engine", "shared")
+    survives("--on", "postgres")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 from django.db import OperationalError, connection
 
-from container_manager import ids, lifecycle
+from container_manager import ids, journal, lifecycle
 from container_manager.engines import Engines
-from container_manager.models import JobAttempt, Worker
+from container_manager.models import JobAttempt, Worker, leases
 from container_manager.models.leases import Offer
 from container_manager.worker.rescuer import Rescuer
 from tests.support.loops import FAKE
@@ -317,3 +318,47 @@ def test_who_comes_back_while_its_row_is_to_be_removed_keeps_it(
     meanwhile(monkeypatch, "note_unreachable", lambda: beat(row), before=False)
     rescuer.rescue(me, engines, 10)
     assert Worker.objects.filter(pk=row.pk).exists()
+
+
+def test_what_is_told_of_an_adoption_names_the_job_and_the_attempt(rescuer, clock, me, engines):
+    """Whoever follows one job's lines must find it."""
+    other = register()
+    lease = held_by(replace(me, worker_id=other.pk, worker_name="other"))
+    told = []
+
+    class Collect(logging.Handler):
+        def emit(self, record):
+            told.append({**journal.context(), "said": record.getMessage()})
+
+    watch(rescuer, clock, LEASE * 2)
+    logger = logging.getLogger("container_manager")
+    logger.addHandler(handler := Collect())
+    try:
+        rescuer.rescue(me, engines, 10)
+    finally:
+        logger.removeHandler(handler)
+    (line,) = (each for each in told if "adopted" in each["said"])
+    assert (line["job"], line["attempt"]) == (lease.job_id, 1)
+
+
+def test_a_dead_workers_row_goes_alone(rescuer, clock, me, engines):
+    """Also when a living one has beaten as often."""
+    other, living = register(), register("living")
+    for _ in range(8):
+        rescuer.dead()
+        clock.now += LEASE / 3
+        beat(living)
+    Worker.objects.filter(pk=living.pk).update(beat=other.beat)
+    rescuer.rescue(me, engines, 10)
+    assert set(Worker.objects.values_list("name", flat=True)) >= {"living"}
+    assert not Worker.objects.filter(pk=other.pk).exists()
+
+
+def test_who_saw_an_attempt_before_it_changed_hands_does_not_take_it(me):
+    lease = held_by(me)
+    seen = JobAttempt.objects.get(job=lease.job_id)
+    for change in ({"lease_epoch": 2}, {"worker_id": ids.uuid7()}):
+        JobAttempt.objects.filter(pk=seen.pk).update(**change)
+        assert leases.take_over("default", me, [seen]) == []
+        JobAttempt.objects.filter(pk=seen.pk).update(lease_epoch=1, worker_id=me.worker_id)
+    assert len(leases.take_over("default", me, [seen])) == 1
