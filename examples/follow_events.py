@@ -29,7 +29,14 @@ def follow(url: str, place: Path) -> None:
                 print(f"events {position + 1} to {sequence - 1} are gone: read the jobs anew")
             handle(sequence, json.loads(fields["event"]))
             position = sequence
-            place.write_text(str(position))  # after it was handled: at least once
+            keep(place, position)  # after it was handled: at least once
+
+
+def keep(place: Path, position: int) -> None:
+    """All of it or nothing, also when this process is killed meanwhile."""
+    new = place.with_name(f"{place.name}.new")
+    new.write_text(str(position))
+    new.replace(place)
 
 
 def handle(sequence: int, event: dict) -> None:

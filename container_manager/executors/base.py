@@ -212,7 +212,7 @@ class Executor(ABC):
     def discard(self, execution: Execution) -> bool:
         """Remove one that never started, so that it never will; False when it has started.
 
-        Raises LaunchFailed where a start was tried and failed; it stays, as evidence.
+        May raise LaunchFailed where a start was tried and failed; it stays, as evidence.
         """
 
     @abstractmethod

@@ -68,6 +68,7 @@ _EMPTY_TAR = bytes(1024)
 _POLL_SECONDS = 0.2
 _SILENCE_SECONDS = 15.0
 _PING_SECONDS = 10.0
+_CONTAINER_ID = re.compile("[0-9a-f]{64}")
 _SIGKILLED = 137
 _UNKNOWN = 255
 _UNHEARD = -1
@@ -499,7 +500,7 @@ class DockerExecutor(Executor):
         if container is not None and container.start_error:
             raise _start_failure(container.start_error)
         if self._alive_at.get(execution.execution_id) == _UNHEARD:
-            raise self._forgotten(execution)
+            return self._unheard(execution)
         if container is None:
             raise LaunchFailed(Reason.LAUNCH_ERROR, _REMOVED)
         live = self._open_live(container.id)
@@ -521,19 +522,24 @@ class DockerExecutor(Executor):
             self._alive_at[container_id] = _UNHEARD
             raise
 
-    def _forgotten(self, execution: Execution) -> Exception:
+    def _unheard(self, execution: Execution) -> Execution:
         """One that was asked to start, did not say so, and does not look as if it had.
 
         It is not asked twice: the first request may still be on its way, and an engine that went
         away meanwhile may have forgotten that it ran (seen with Docker 20.10).
         """
-        if not self._remove_unstarted(execution):
-            return EngineRefused("It is just being started, or removed.")
-        self._end_unseen(execution.execution_id)
-        return LaunchFailed(Reason.EXECUTOR_UNAVAILABLE, _LOST)
+        if self._remove_unstarted(execution):
+            raise LaunchFailed(Reason.EXECUTOR_UNAVAILABLE, _LOST)
+        container = self._ours(execution)
+        if container is None or not container.has_started:
+            raise EngineUnavailable("The container is just being started, or removed.")
+        return self._execution(container, adopted=execution.adopted)
 
     def _end_unseen(self, container_id: str) -> None:
-        """Kill what an engine of this machine runs in a container without knowing of it."""
+        """Kill what an engine of this machine runs in a container without knowing of it.
+
+        Needs to see the machine's processes, and the right to signal them.
+        """
         deadline = monotonic() + self._timeout
         while self._is_local and (pids := _inside(container_id)):
             if monotonic() > deadline:
@@ -797,7 +803,10 @@ class DockerExecutor(Executor):
 
     def _remove_unstarted(self, execution: Execution) -> bool:
         """Without force the engine refuses when somebody started it meanwhile."""
-        return self._delete(execution, v="1").status != HTTPStatus.CONFLICT
+        if self._delete(execution, v="1").status == HTTPStatus.CONFLICT:
+            return False
+        self._end_unseen(execution.execution_id)
+        return True
 
     def _kill(self, execution: Execution) -> bool:
         """True when it died of it: the engine takes a signal also for one that is just ending."""
@@ -841,10 +850,7 @@ class DockerExecutor(Executor):
                 raise _start_failure(container.start_error)
             if container is not None and container.has_started:
                 return False
-            if not self._remove_unstarted(execution):
-                return False
-            self._end_unseen(execution.execution_id)
-            return True
+            return self._remove_unstarted(execution)
 
     def applied_limits(self, spec: JobSpec) -> dict[str, float]:
         defaults: dict[str, float] = {
@@ -1097,6 +1103,8 @@ def _taken_along(container: _Container) -> Outcome:
 
 def _inside(container_id: str) -> list[int]:
     """The living processes of this machine that are in a container, by their control groups."""
+    if not (_CONTAINER_ID.fullmatch(container_id) and Path("/proc/self/cgroup").exists()):
+        return []
     return [
         process.pid
         for process in processes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,24 @@ def test_the_example_says_what_is_gone_and_waits_for_a_server_that_is_away(serve
         publisher.begin(Standing(9, 8, 10, "us"))
         publisher.publish(events(8, 10))
         wait_until(lambda: said(example) == [8, 9, 10])
+
+
+def test_a_position_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A kill in the middle of it must not leave an empty file: nobody could go on from there."""
+    keep = runpy.run_path(str(ROOT / "examples/follow_events.py"))["keep"]
+    place = tmp_path / "position"
+    keep(place, 7)
+
+    def killed(_self, _target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            keep(place, 8)
+    assert place.read_text() == "7"
+    keep(place, 9)
+    assert place.read_text() == "9"
 
 
 def test_the_example_needs_nothing_of_ours():

@@ -160,7 +160,7 @@ class MutationRun:
     def _note(self, mutant: Mutant, code: int) -> None:
         word = {SURVIVED: "survived", NOT_TRIED: "not tried"}.get(code, "killed")
         if mutant.is_unchanged:
-            self._died += [str(mutant)] if word == "killed" else []
+            self._died += [str(mutant)] if word != "survived" else []
             return
         self._results[mutant.path][word] += 1
         if code == SURVIVED:

@@ -211,11 +211,11 @@ def test_an_engine_that_is_killed_while_it_creates_starts_and_stops_loses_no_job
         for _ in range(2)
     ]
     workers.start("--concurrency", "6")
-    for phase in ("pulling", "created", "stopping"):
-        if phase == "stopping":
+    for phases in (("pulling", "created"), ("created",), ("stopping",)):
+        if "stopping" in phases:
             all_print(*stopped)
             lifecycle.stop([job.pk for job in stopped], StopKind.CANCEL)
-        _wait_for_phase(phase)
+        _wait_for_phase(*phases)
         engine.kill()
         engine.start(live_restore=True)
     for job in crowd:
@@ -226,10 +226,10 @@ def test_an_engine_that_is_killed_while_it_creates_starts_and_stops_loses_no_job
     assert {settled(job).status for job in stopped} == {"cancelled"}
 
 
-def _wait_for_phase(phase: str) -> None:
-    """Some attempt is at it, or past the moment at which it could be seen."""
+def _wait_for_phase(*phases: str) -> None:
+    """Some attempt is at one of them; a short one is not always written down."""
     left = ContainerJob.objects.exclude(status__in=("completed", "cancelled"))
-    wait_until(lambda: left.filter(attempts__phase=phase).exists(), phase)
+    wait_until(lambda: left.filter(attempts__phase__in=phases).exists(), " or ".join(phases))
 
 
 def test_an_engine_that_stands_still_holds_up_nothing_else(
