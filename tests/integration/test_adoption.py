@@ -83,6 +83,7 @@ def test_what_a_killed_worker_ran_is_adopted_and_nothing_of_it_is_lost(workers, 
     jobs = [counting(kind, lines, exit_code=10 + each) for each in range(number)]
     first = workers.start("--concurrency", str(number))
     all_print(jobs)
+    wait_until(lambda: all(executions(jobs).values()), "their executions to be written down")
     before = executions(jobs)
     containers = workers.container_ids() if kind == "docker" else {}
     first.kill()
