@@ -192,7 +192,7 @@ class Reason(Words):
     """Why an attempt ended: a closed list, each with a sentence and a blame."""
 
     EXIT_CODE = "exit_code", "The command ended with a non-zero exit code."
-    SIGNAL = "signal", "The command was ended by a signal that did not come from us."
+    SIGNAL = "signal", "A signal that did not come from us ended it; 9 may be a lack of memory."
     TIMEOUT = "timeout", "It ran longer than timeout_seconds and was stopped."
     START_TIMEOUT = "start_timeout", "Pulling and creating took longer than start_timeout_seconds."
     QUEUE_TIMEOUT = "queue_timeout", "It waited in the queue longer than queue_timeout_seconds."

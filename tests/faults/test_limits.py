@@ -21,6 +21,8 @@ from tests.support.workers import wait_until
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True)]
 
 GREEDY = "head -c 400000000 /dev/zero | tail -c 300000000 >/dev/null"
+SEEN = "ended=$?; sleep 2; exit $ended"
+"""An engine may miss what the kernel tells it beside the end of a container."""
 CHILD = "tail -c 300000000 /dev/zero"
 READY = "echo ready; while :; do sleep 0.2; done"
 BOMB = "bomb() { bomb | bomb & }; bomb; while :; do sleep 1; done"
@@ -36,8 +38,7 @@ def in_docker(test):
 @in_docker
 def test_containers_meet_their_limits_and_the_neighbours_do_not_notice(workers):
     with beside_innocents(workers, "docker", concurrency=8):
-        main = queue_job("docker", f"exec sh -c '{GREEDY}'", memory_limit_mb=32)
-        # The engine hears of the kernel's doing on another way than of the end.
+        main = queue_job("docker", f"{GREEDY}; {SEEN}", memory_limit_mb=32)
         child = queue_job("docker", f"{CHILD}; sleep 2; exit 3", memory_limit_mb=32)
         killed = queue_job("docker", f"{CHILD}; {READY}", memory_limit_mb=32, max_retries=3)
         bomb = queue_job("docker", BOMB, pids_limit=32, timeout_seconds=3)
@@ -64,7 +65,7 @@ def test_containers_meet_their_limits_and_the_neighbours_do_not_notice(workers):
 def test_a_kill_that_comes_together_with_the_end_of_memory_is_not_told_as_a_kill(workers):
     """Row 24: the worker that adopts it finds both; 137 was the kernel's doing."""
     workers.use_docker()
-    job = queue_job("docker", f"echo ready; sleep 1; exec sh -c '{GREEDY}'", memory_limit_mb=32)
+    job = queue_job("docker", f"echo ready; sleep 1; {GREEDY}; {SEEN}", memory_limit_mb=32)
     first = workers.start()
     wait_until(lambda: stdout(job) == b"ready\n", "the job to print", PATIENCE)
     first.kill()

@@ -304,7 +304,8 @@ def test_a_job_that_needs_more_memory_than_it_may_is_told_so(workers, kind):
         "base_seconds": 0,
         "rules": [{"on_reason": ["oom"], "action": "retry", "memory_factor": 16}],
     }
-    script = "head -c 60000000 /dev/zero | tail -c 50000000 >/dev/null"
+    greedy = "head -c 60000000 /dev/zero | tail -c 50000000 >/dev/null"
+    script = f"{greedy}; code=$?; sleep 1; exit $code"
     job = queue_job(kind, script, memory_limit_mb=16, max_retries=1, retry_policy=policy)
     workers.start()
     job = settled(job)

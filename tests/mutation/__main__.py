@@ -7,7 +7,7 @@
 The tests run in one process, which first learns (by coverage.py) which test comes to which line.
 Then each mutant gets a fork of that process: the changed code is put into the function, and the
 tests that come to the line run until one fails. Exit code 1 when less than `--at-least` percent
-are killed.
+are killed, 2 when tests fail although nothing was changed: then no kill means anything.
 """
 
 from __future__ import annotations

@@ -27,7 +27,6 @@ SQL = re.compile(
     r"JOIN|CASE|WHEN|THEN|COALESCE|NULL|VALUES|SET|IS|AND|OR|NEW|OLD|LOCK|PRAGMA|ORDER BY|CAST)\b"
 )
 
-
 DECORATORS = ("moves", "verb")
 """Their work is done when a module has been read: other code of theirs changes nothing then."""
 
@@ -99,9 +98,9 @@ class Finder(cst.CSTVisitor):
 
     def _mutate(self, function: cst.FunctionDef, node: cst.CSTNode) -> None:
         name = ".".join([*self._classes, function.name.value])
-        position = self.get_metadata(PositionProvider, node, None)
         if name in DECORATORS:
             return
+        position = self.get_metadata(PositionProvider, node, None)
         for kind, operator in mutation_operators:
             if isinstance(node, kind):
                 for changed in operator(node):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from container_manager.executors.base import EngineUnavailable, Execution, JobSpec, LaunchFailed
-from container_manager.executors.docker import DockerExecutor
+from container_manager.executors.docker import DockerExecutor, _inside
 from container_manager.states import Reason
 from tests.executors.contract import create, read
 from tests.support import docker_engine
@@ -83,6 +83,8 @@ def test_a_start_whose_answer_is_missing_is_never_a_second_run(
             for each in started:
                 wait_until(lambda each=each: not _is_running(executor, each), "its end")
                 assert read(executor, each)["stdout"] in (b"", b"run\n")
+            lost = [each for each in created if each not in started]
+            assert [pid for each in lost for pid in _inside(each.execution_id)] == []
             left = executor.list_names("test-starts")
             assert sorted(left) == sorted(each.name for each in started)
             for each in started:
