@@ -201,6 +201,20 @@ def test_a_reason_that_the_move_implies_is_told(lines):
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("by_update", [False, True])
+def test_what_the_caller_tells_of_a_move_is_told(lines, by_update):
+    job, info = JobFactory(), {"actor": "carol", "reason": "maintenance"}
+    with acting_as("somebody else"):
+        if by_update:
+            ContainerJob.objects.filter(pk=job.pk).update(status="killed", transition_info=info)
+        else:
+            job.transition_to("killed", transition_info=info)
+    told = without_attempt(lines())
+    assert told == of_history(job)
+    assert [(each["actor"], each["reason"]) for each in told] == [("carol", "maintenance")]
+
+
+@pytest.mark.django_db
 def test_a_move_by_bulk_update_does(lines):
     jobs = [JobFactory() for _ in range(2)]
     for job in jobs:

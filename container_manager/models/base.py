@@ -431,7 +431,7 @@ class GuardedModel(models.Model):
         using = using or self._using()
         if self.pk is None:
             self._state.adding = True
-        with restored_on_error([self], but=self.state_field):
+        with restored_on_error([self]):
             if self._state.adding:
                 self._prepare_birth(database_now(using))
                 super().save(force_insert=force_insert, using=using, update_fields=update_fields)
@@ -621,16 +621,15 @@ def _kept(value: Any) -> Any:
 
 
 @contextmanager
-def restored_on_error(objs: Iterable[GuardedModel], but: str = "") -> Iterator[None]:
+def restored_on_error(objs: Iterable[GuardedModel]) -> Iterator[None]:
     """After an error the objects are as they were, so that memory is not ahead of the row."""
     before = [(obj, dict(obj.__dict__)) for obj in objs]
     try:
         yield
     except BaseException:
         for obj, values in before:
-            kept = {but: obj.__dict__[but]} if but in obj.__dict__ else {}
             obj.__dict__.clear()
-            obj.__dict__.update({**values, **kept})
+            obj.__dict__.update(values)
         raise
 
 

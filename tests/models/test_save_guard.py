@@ -31,19 +31,19 @@ def again(job):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "new"),
     [
-        lambda job: job.transition_to("running"),
-        lambda job: ways.assign_and_save(job, "running"),
-        lambda job: ways.assign_and_save_only_the_state(job, "running"),
-        lambda job: ways.bulk_update(job, "running"),
-        lambda job: setattr(job, "name", "new name") or job.save(),
-        lambda job: setattr(job, "name", "new name") or job.save(update_fields=["name"]),
-        lambda job: job.save(),
+        (lambda job: job.transition_to("running"), "running"),
+        (lambda job: ways.assign_and_save(job, "running"), "running"),
+        (lambda job: ways.assign_and_save_only_the_state(job, "running"), "running"),
+        (lambda job: ways.bulk_update(job, "running"), "running"),
+        (lambda job: setattr(job, "name", "new") or job.save(), "pending"),
+        (lambda job: setattr(job, "name", "new") or job.save(update_fields=["name"]), "pending"),
+        (lambda job: job.save(), "pending"),
     ],
     ids=["transition_to", "save", "save status", "bulk_update", "name", "save name", "nothing"],
 )
-def test_a_copy_that_missed_a_move_writes_nothing(change):
+def test_a_copy_that_missed_a_move_writes_nothing(change, new):
     job = JobFactory()
     stale = again(job)
     job.transition_to("queued")
@@ -54,6 +54,7 @@ def test_a_copy_that_missed_a_move_writes_nothing(change):
     assert len(told(job)) == 2
     assert refused.value.code == "stale_state"
     assert refused.value.entity == stale
+    assert (refused.value.old, refused.value.new) == ("pending", new)
     assert isinstance(refused.value, ValueError)
     assert isinstance(refused.value, ConcurrentTransition)
 
@@ -151,7 +152,7 @@ def test_other_fields_of_a_held_job_can_be_written():
     job = again(AttemptFactory().job)
     job.kill_requested_at = timezone.now()
     job.save()
-    ContainerJob.objects.filter(pk=job.pk).update(name="by update")
+    ContainerJob.objects.filter(pk=job.pk).update(name="by update", status="running")
     job.priority = 7
     ContainerJob.objects.bulk_update([job], ["priority"])
     assert stored(job)["kill_requested_at"] == job.kill_requested_at
@@ -299,6 +300,14 @@ def test_a_save_of_one_field_reads_no_deferred_one(django_assert_num_queries):
     assert stored(job)["name"] == "new"
 
 
+def test_a_deferred_field_that_is_emptied_is_written():
+    pk = JobFactory(scheduled_for=timezone.now()).pk
+    job = ContainerJob.objects.defer("scheduled_for").get(pk=pk)
+    job.scheduled_for = None
+    job.save()
+    assert stored(job)["scheduled_for"] is None
+
+
 # Reading again
 
 
@@ -312,10 +321,14 @@ def test_refresh_from_db_takes_over_state_and_version():
     assert stored(job)["version"] == 3
 
 
-def test_a_refresh_of_the_state_alone_does_not_make_an_old_copy_new():
+@pytest.mark.parametrize("positional", [False, True])
+def test_a_refresh_of_the_state_alone_does_not_make_an_old_copy_new(positional):
     job = JobFactory()
     again(job).transition_to("queued")
-    job.refresh_from_db(fields=["status"])
+    if positional:
+        job.refresh_from_db(None, ["status"])
+    else:
+        job.refresh_from_db(fields=["status"])
     assert job.status == "queued"
     with pytest.raises(StaleState):
         job.transition_to("running")

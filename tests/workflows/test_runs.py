@@ -212,8 +212,10 @@ def test_a_job_of_a_task_is_retried_through_its_task_only():
     assert job.managed_by == f"task:{task_of(run, 'a').pk}"
     with pytest.raises(ManagedByTask, match="retry the task"):
         lifecycle.retry([job.pk])
-    with pytest.raises(ManagedByTask):
+    with pytest.raises(ManagedByTask) as refused:
         lifecycle.move(job.pk, "retrying")
+    told = refused.value
+    assert (told.entity, told.old, told.new) == (job, "failed", "retrying")
     assert job_of(run, "a").status == "failed"
 
 
