@@ -191,6 +191,15 @@ def test_a_move_by_update_does_however_the_reason_is_given(lines, why):
 
 
 @pytest.mark.django_db
+def test_a_move_without_a_reason_tells_none(lines):
+    job = JobFactory()
+    ContainerJob.objects.filter(pk=job.pk).update(status="queued")
+    told = lines()
+    assert "reason" not in told[0]
+    assert told == of_history(job)
+
+
+@pytest.mark.django_db
 def test_a_reason_that_the_move_implies_is_told(lines):
     jobs = [JobFactory(), JobFactory(status="queued")]
     lifecycle.stop([job.pk for job in jobs], StopKind.CANCEL, actor="api:ada")

@@ -48,7 +48,7 @@ def test_a_copy_that_missed_a_move_writes_nothing(change, new):
     stale = again(job)
     job.transition_to("queued")
     before = stored(job)
-    with pytest.raises(StaleState, match="moved since it was read") as refused:
+    with pytest.raises(StaleState, match="is at version 2: it moved since it was read") as refused:
         change(stale)
     assert stored(job) == before
     assert len(told(job)) == 2
@@ -135,8 +135,9 @@ def test_a_row_that_is_loaded_from_a_fixture_again_is_guarded_by_the_database():
 def test_a_running_job_is_moved_only_by_the_worker_that_holds_it(way, phase):
     job = again(AttemptFactory(phase=phase).job)
     before = stored(job)
-    with pytest.raises(HeldByWorker, match="held by a worker"):
+    with pytest.raises(HeldByWorker, match="held by a worker") as refused:
         ways.tried(way, job, "failed")
+    assert (refused.value.entity, refused.value.old) == (job, "running")
     assert stored(job) == before
     assert len(told(job)) == 1
 
@@ -202,6 +203,17 @@ def test_after_a_refused_transition_to_the_job_is_as_it_was():
     assert {**job.__dict__} == before
     job.transition_to("queued")
     assert stored(job)["name"] == before["name"]
+
+
+def test_a_move_behind_one_that_is_not_saved_yet_is_refused():
+    job = again(JobFactory())
+    job.transition_to("queued", save=False)
+    with pytest.raises(InvalidTransition, match="the move to queued is not saved yet") as refused:
+        job.transition_to("running")
+    told_of = (refused.value.entity, refused.value.old, refused.value.new)
+    assert told_of == (job, "queued", "running")
+    job.save()
+    assert told(job)[1:] == [("pending", "queued", 2)]
 
 
 def test_an_unknown_field_is_refused_before_anything_moves():
@@ -334,6 +346,20 @@ def test_a_refresh_of_the_state_alone_does_not_make_an_old_copy_new(positional):
         job.transition_to("running")
 
 
+@pytest.mark.parametrize("positional", [False, True])
+def test_a_refresh_of_some_fields_keeps_what_is_not_saved_of_others(positional):
+    job = again(JobFactory())
+    ContainerJob.objects.update(priority=7)
+    job.name = "not saved yet"
+    if positional:
+        job.refresh_from_db(None, ["priority"])
+    else:
+        job.refresh_from_db(fields=["priority"])
+    assert (job.name, job.priority) == ("not saved yet", 7)
+    job.save()
+    assert stored(job)["name"] == "not saved yet"
+
+
 def test_copies_of_an_instance_do_not_share_what_they_remember():
     job = JobFactory()
     other = copy.copy(job)
@@ -420,6 +446,26 @@ def test_a_job_cannot_begin_in_an_unknown_state(status, bulk):
     assert not ContainerJob.objects.exists()
 
 
+@pytest.mark.parametrize("given", [None, timezone.now() - timedelta(days=400)])
+def test_a_job_that_moves_before_it_is_saved_has_the_time_of_its_move_or_what_was_given(given):
+    job = ContainerJob(command=["x"], queued_at=given)
+    job.transition_to("queued", save=False)
+    assert job.queued_at is not None
+    assert given in (None, job.queued_at)
+    job.save()
+    assert stored(job)["queued_at"] == job.queued_at
+
+
+@pytest.mark.parametrize("info", [{"actor": "carol"}, None, []])
+def test_who_makes_a_job_may_be_told_with_it(info):
+    job = ContainerJob(command=["x"], transition_info=info)
+    with acting_as("ann"):
+        job.save()
+    actor = "carol" if info else "ann"
+    assert StateHistory.objects.of(job).get().actor == actor
+    assert stored(job)["transition_info"] == {"actor": actor, "version": 1}
+
+
 def test_a_new_job_has_version_1_whatever_was_given():
     assert stored(ContainerJob.objects.create(version=9))["version"] == 1
 
@@ -448,6 +494,16 @@ def test_only_the_named_fields_and_those_of_the_move_are_written():
     assert stored(job)["name"] != "unsaved"
     job.save()
     assert stored(job)["name"] == "unsaved"
+
+
+def test_a_state_that_is_not_among_the_named_fields_is_not_written():
+    job = again(JobFactory())
+    job.status, job.name = "queued", "saved"
+    job.save(update_fields=["name"])
+    assert (stored(job)["status"], stored(job)["name"]) == ("pending", "saved")
+    assert len(told(job)) == 1
+    job.save()
+    assert told(job)[1:] == [("pending", "queued", 2)]
 
 
 def test_save_with_no_fields_does_nothing(django_assert_num_queries):

@@ -34,6 +34,7 @@ TESTS = (
     *("tests/test_states.py", "tests/test_retries.py", "tests/test_lifecycle.py"),
     *("tests/test_amend.py", "tests/test_bring.py", "tests/test_abandon.py"),
     *("tests/test_requesters.py", "tests/test_checks.py", "tests/api/test_job_submit.py"),
+    *("tests/test_journal.py", "tests/workflows/test_runs.py"),
     *("tests/consistency", "tests/commands", "tests/faults"),
 )
 QUICK = "not processes and not docker and not web and not browser"
