@@ -60,6 +60,9 @@ def test_a_job_that_a_worker_holds_is_not_deleted(job: Make) -> None:
     held = old(job)
     JobAttempt.objects.create(job=held, attempt=1, phase="collecting")
     assert run("prune_jobs", "--older-than", "1d").code == 3
+    old(job)
+    assert run("prune_jobs", "--older-than", "1d").code == 0
+    assert ContainerJob.objects.get() == held
 
 
 def test_some_states_can_be_chosen(job: Make) -> None:
