@@ -108,6 +108,9 @@ def test_an_engine_that_fails_is_told_and_tried_again_the_next_time(
 
 
 def test_a_held_attempt_of_a_job_that_was_queued_again_ends_unproven(engine: World) -> None:
+    other = lived("running", "completed")
+    chunk(other, 0, b"printed by another job")
+    other.attempts.update(stdout_bytes=len(b"printed by another job"))
     job = lived("running", "failed", "retrying", "queued", worker=True)
     of(job).update(retry_count=1)
     job.attempts.update(phase="started", exit_code=None)

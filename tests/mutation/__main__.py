@@ -37,14 +37,28 @@ TESTS = (
     *("tests/test_journal.py", "tests/workflows/test_runs.py"),
     *("tests/consistency", "tests/commands", "tests/faults"),
 )
+NEAREST = {
+    "guard": ("tests/models", "tests/guard", "tests/test_journal.py"),
+    "triggers": ("tests/guard", "tests/models"),
+    "lifecycle": (
+        *("tests/test_lifecycle.py", "tests/test_amend.py", "tests/test_bring.py"),
+        *("tests/test_abandon.py", "tests/test_requesters.py", "tests/test_journal.py"),
+        *("tests/worker", "tests/consistency", "tests/commands", "tests/api/test_job_submit.py"),
+        *("tests/workflows/test_runs.py", "tests/faults/test_races.py"),
+        "tests/faults/test_database.py",
+    ),
+}
+"""All tests come to these modules; what survives the nearest ones may still die elsewhere."""
+
 QUICK = "not processes and not docker and not web and not browser"
 
 
 def main() -> int:
     given = _arguments()
-    paths = [MODULES[name] for name in given.modules or MODULES]
-    run = MutationRun(paths, given)
-    tests = [each for each in given.tests if (ROOT / each).exists()]
+    modules = given.modules or list(MODULES)
+    run = MutationRun([MODULES[name] for name in modules], given)
+    asked = given.tests or {each for name in modules for each in NEAREST.get(name, TESTS)}
+    tests = sorted(each for each in asked if (ROOT / each).exists())
     code = pytest.main(
         ["-q", "-p", "no:randomly", "-p", "no:cacheprovider", "-m", QUICK, *tests], plugins=[run]
     )
@@ -58,7 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--at-least", type=float, default=90.0, help="percent")
-    parser.add_argument("--tests", nargs="+", default=TESTS, help="what pytest collects")
+    parser.add_argument("--tests", nargs="+", help="what pytest collects")
     parser.add_argument("--survivors", help="a file for what was not killed")
     return parser.parse_args()
 
