@@ -27,8 +27,11 @@ SQL = re.compile(
     r"JOIN|CASE|WHEN|THEN|COALESCE|NULL|VALUES|SET|IS|AND|OR|NEW|OLD|LOCK|PRAGMA|ORDER BY|CAST)\b"
 )
 
-DECORATORS = ("moves", "verb")
+ASKED_BEFORE = ("moves", "verb", "state_is_known", "null_follows_state")
 """Their work is done when a module has been read: other code of theirs changes nothing then."""
+
+OF_POSTGRESQL = ("_pg_", "_PostgreSQL")
+"""What begins so is run by PostgreSQL only; the tests run on SQLite."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Finder(cst.CSTVisitor):
 
     def _mutate(self, function: cst.FunctionDef, node: cst.CSTNode) -> None:
         name = ".".join([*self._classes, function.name.value])
-        if name in DECORATORS:
+        if name in ASKED_BEFORE or name.startswith(OF_POSTGRESQL):
             return
         position = self.get_metadata(PositionProvider, node, None)
         for kind, operator in mutation_operators:
