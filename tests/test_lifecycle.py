@@ -353,15 +353,25 @@ def test_a_failure_of_the_machinery_does_not_use_up_the_jobs_own_retries():
     assert (job.status, job.retry_count, job.infra_retry_count) == ("retrying", 0, 1)
 
 
-def test_too_many_failures_of_the_machinery_in_a_row_are_poison():
+@pytest.mark.parametrize(
+    ("asked", "end"),
+    [
+        (None, ("failed", "poison")),
+        (KILL, ("killed", "killed")),
+        (CANCEL, ("cancelled", "cancelled")),
+    ],
+)
+def test_too_many_failures_of_the_machinery_in_a_row_are_poison_unless_it_was_to_stop(asked, end):
     worker = a_worker()
     lease = held_by(worker, max_retries=5)
     for number in range(3):
         assert finish(worker, lease, LOST).infra_retry_count == number + 1
         soon(lease.job_id)
         (lease,) = lifecycle.claim(worker, 1)
+    if asked:
+        lifecycle.stop([lease.job_id], asked)
     job = finish(worker, lease, LOST)
-    assert (job.status, job.reason, job.retry_count) == ("failed", "poison", 0)
+    assert (job.status, job.reason, job.retry_count) == (*end, 0)
     assert JobAttempt.objects.get(job=job, attempt=4).blame == "infra"
 
 

@@ -277,8 +277,10 @@ def note_cleaned_up(using: str, keys: Sequence[dict[str, Any]]) -> set[UUID]:
 
 
 _NO_EVIDENCE = (
-    f"('{Reason.WORKER_LOST}', '{Reason.WORKER_STOPPED}', '{Reason.EXECUTOR_UNAVAILABLE}')"
+    f"('{Reason.WORKER_LOST}', '{Reason.WORKER_STOPPED}', '{Reason.EXECUTOR_UNAVAILABLE}',"
+    f" '{Reason.POISON}')"
 )
+"""Reasons of ends that say nothing of what the job itself did; too many of them are poison."""
 
 _AS_ASKED = f"""CASE
   WHEN g.reason IN {_NO_EVIDENCE} AND j.kill_requested_at IS NOT NULL THEN 'killed'

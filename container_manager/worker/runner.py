@@ -214,9 +214,7 @@ class Run:
         except StartCancelled:
             return self._never_started()
         except LaunchFailed as failure:
-            outcome = Outcome(None, reason=failure.reason, error=str(failure))
-            perhaps_ran = failure.reason == Reason.EXECUTOR_UNAVAILABLE
-            return outcome, self.asked if perhaps_ran else None
+            return Outcome(None, reason=failure.reason, error=str(failure)), None
         except Barred as taken:
             return self._name_taken(taken), None
         self._watch(execution)

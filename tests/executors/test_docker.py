@@ -644,7 +644,7 @@ class TestDockerExecutor(ExecutorContract):
         outcome = executor.collect(execution)
         assert (outcome.exit_code, outcome.oom_killed) == (137, True)
 
-    def test_a_kill_after_the_memory_ran_out_reached_nobody(
+    def test_a_kill_while_the_memory_runs_out_is_told_as_the_engine_saw_it(
         self, executor: DockerExecutor, make_spec: MakeSpec
     ) -> None:
         """Row 24: also one that comes at that very moment, where the engine may miss the reason."""

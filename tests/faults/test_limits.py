@@ -62,7 +62,7 @@ def test_containers_meet_their_limits_and_the_neighbours_do_not_notice(workers):
 
 
 @in_docker
-def test_a_kill_that_comes_together_with_the_end_of_memory_is_not_told_as_a_kill(workers):
+def test_a_kill_of_what_had_run_out_of_memory_is_not_told_as_a_kill(workers):
     """Row 24: the worker that adopts it finds both; 137 was the kernel's doing."""
     workers.use_docker()
     job = queue_job("docker", f"echo ready; sleep 1; {GREEDY}; {SEEN}", memory_limit_mb=32)

@@ -458,29 +458,6 @@ def test_what_an_earlier_worker_could_not_start_ends_by_its_own_reason(
     assert made.lease.name in world.executions
 
 
-@pytest.mark.parametrize(
-    ("reason", "end"),
-    [
-        (Reason.EXECUTOR_UNAVAILABLE, ("killed", "killed", False)),
-        (Reason.IMAGE_NOT_FOUND, ("failed", "image_not_found", False)),
-    ],
-)
-def test_a_stop_of_what_was_lost_while_it_started_is_its_end(
-    new_run, ended, monkeypatch, reason, end
-):
-    """Nothing of it is left. What could not be started at all was stopped by nobody."""
-    made = new_run(stop_grace_seconds=0)
-
-    def lost(_self, _execution):
-        made.stop(StopKind.KILL)
-        raise LaunchFailed(reason, "It is lost.")
-
-    monkeypatch.setattr(FakeExecutor, "start", lost)
-    ending = ended(made)
-    assert (ending.status, ending.reason, ending.retry) == end
-    assert ending.error == "It is lost."
-
-
 @pytest.mark.parametrize("row", [{"environment": []}, {"environment": {"A": 1}}, {"command": 5}])
 def test_a_row_that_no_executor_can_read_is_a_failed_launch(new_run, ended, world, row):
     end = ended(new_run(**row))
